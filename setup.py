@@ -1,0 +1,88 @@
+"""Metadata of the distribution ``sb3-trmrl``. ``pyproject.toml`` holds the configuration of the tools and nothing else."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+README = ROOT / "README.md"
+
+setup(
+    name="sb3_trmrl",
+    version=(ROOT / "sb3_trmrl" / "version.txt").read_text(encoding="utf-8").strip(),
+    description="Meta-reinforcement learning with memory (TrMRL and its baselines) for Stable-Baselines3",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    author="sb3_trmrl contributors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=[
+        "meta-reinforcement-learning",
+        "reinforcement-learning",
+        "transformers",
+        "stable-baselines3",
+        "gymnasium",
+        "mujoco",
+        "pytorch",
+    ],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10",
+    # The yaml files stand at the top of the repository, where a user of RL Zoo looks for them, and are part of the package:
+    # `sb3_trmrl.hyperparams_dir()` finds them in the wheel as well as in an editable install.
+    packages=[*find_packages(include=["sb3_trmrl", "sb3_trmrl.*"]), "sb3_trmrl.hyperparams"],
+    package_dir={"sb3_trmrl.hyperparams": "hyperparams"},
+    package_data={"sb3_trmrl": ["py.typed", "version.txt"], "sb3_trmrl.hyperparams": ["*.yml"]},
+    include_package_data=False,
+    zip_safe=False,
+    # constraints.txt holds the versions that the tests ran with.
+    install_requires=[
+        "stable_baselines3>=2.9.2,<3",
+        "sb3_contrib>=2.9.2,<3",
+        # Brings `sb3-team-hf-integration` (import name `huggingface_sb3`). Never add `huggingface-sb3`: same folder, stale.
+        "rl_zoo3>=2.9.2,<3",
+        "gymnasium>=1.1,<2",
+        "mujoco>=3.3,<5",  # Meta-World pins 3.3.0
+        "numpy>=1.26,<3",
+        "torch>=2.8,<3",
+        "safetensors>=0.5,<1",
+        "huggingface_hub>=2.0,<3",
+        "requests>=2.31,<3",  # imported by rl_zoo3, which got it from huggingface_hub 1.x
+        "imageio>=2.34,<3",  # imported by gymnasium's MuJoCo environments, as is packaging
+        "packaging>=23.0",
+        "pyyaml>=6.0,<7",
+        "tqdm>=4.66,<5",  # SB3's progress bar, with rich
+        "rich>=13.0,<16",
+    ],
+    extras_require={
+        "metaworld": ["metaworld==3.1.1"],
+        # rl_zoo3's own plots need seaborn and fail with pandas 3; rliable is archived and is not used.
+        "plots": ["matplotlib>=3.8,<4", "pandas>=2.2,<3", "seaborn>=0.13,<1"],
+        "tests": [
+            "black",
+            "matplotlib>=3.8,<4",
+            "mypy",
+            "pandas>=2.2,<3",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff",
+            "setuptools>=77.0.3",  # tests/test_packaging.py builds a wheel
+            "types-PyYAML",
+            "types-requests",
+            "types-setuptools",
+            "types-tqdm",
+        ],
+        "docs": ["furo", "myst-parser>=4.0", "sphinx>=8.1,<10"],
+    },
+)
