@@ -1,0 +1,91 @@
+"""Vectorised trial environments."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_trmrl.envs.meta_env import Task
+
+
+class _GymMake:
+    """
+    ``gym.make`` of one id, as an object: unpickling it in a subprocess imports this package, which registers the ids there.
+
+    :param env_id: A registered id.
+    """
+
+    def __init__(self, env_id: str):
+        self.env_id = env_id
+
+    def __call__(self, **env_kwargs: Any) -> gym.Env[Any, Any]:
+        """
+        :param env_kwargs: Keywords for ``gym.make``.
+        :return: The environment, with ``render_mode="rgb_array"`` where it has that and no other was asked for.
+        """
+        try:
+            return gym.make(self.env_id, **{"render_mode": "rgb_array", **env_kwargs})
+        except TypeError:  # an environment without the keyword render_mode
+            return gym.make(self.env_id, **env_kwargs)
+
+
+def make_meta_vec_env(
+    env_id: str | Callable[..., gym.Env[Any, Any]],
+    n_envs: int = 1,
+    seed: int | None = None,
+    start_index: int = 0,
+    monitor_dir: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | None = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+    monitor_kwargs: dict[str, Any] | None = None,
+    tasks: Sequence[Task] | None = None,
+) -> VecEnv:
+    """
+    SB3's ``make_vec_env`` for trial environments: monitored, every slot seeded differently, so every slot meets its own tasks.
+
+    :param env_id: A registered id, or a callable that makes an environment.
+    :param n_envs: Number of slots.
+    :param seed: Slot ``i`` is seeded with ``seed + start_index + i``; None seeds at random.
+    :param start_index: Index of the first slot.
+    :param monitor_dir: Folder for monitor files; None writes none.
+    :param env_kwargs: Keywords for every environment: ``episodes_per_trial``, ``split``, ``horizon``, ...
+    :param vec_env_cls: Default: ``DummyVecEnv``.
+    :param vec_env_kwargs: Keywords for it.
+    :param monitor_kwargs: Keywords for ``Monitor``.
+    :param tasks: One task for each slot, which plays nothing else. (``env_kwargs["tasks"]`` is another thing: a list that
+        *every* slot goes through.)
+    :return: The vectorised environment.
+    :raises ValueError: If there is not one task for each slot, or one does not fit the family.
+    """
+    env_kwargs = env_kwargs or {}
+    if isinstance(n_envs, bool) or n_envs < 1:
+        raise ValueError(f"n_envs must be an integer >= 1, got {n_envs!r}")
+    if tasks is not None:
+        if len(tasks) != n_envs:
+            raise ValueError(f"tasks must hold one task for each slot: got {len(tasks)} tasks for n_envs={n_envs}")
+        if "tasks" in env_kwargs:
+            raise ValueError("give either tasks (one for each slot) or env_kwargs['tasks'] (all for every slot), got both")
+    vec_env = make_vec_env(
+        _GymMake(env_id) if isinstance(env_id, str) else env_id,
+        n_envs=n_envs,
+        seed=seed,
+        start_index=start_index,
+        monitor_dir=monitor_dir,
+        env_kwargs=env_kwargs,
+        vec_env_cls=vec_env_cls,
+        vec_env_kwargs=vec_env_kwargs,
+        monitor_kwargs=monitor_kwargs,
+    )
+    if seed is not None and start_index:
+        # SB3 leaves start_index out of the seeds, so that two VecEnvs with one seed would play the same trials.
+        vec_env.seed(seed + start_index)
+    if tasks is not None:
+        if not vec_env.has_attr("set_tasks"):
+            vec_env.close()
+            raise ValueError(f"tasks need a trial environment (see TrialWrapper), {env_id} is none")
+        for slot, task in enumerate(tasks):
+            vec_env.env_method("set_tasks", [task], indices=slot)
+    return vec_env

@@ -1,0 +1,223 @@
+"""The base class of task families: one episode of one task."""
+
+import difflib
+from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+Task = dict[str, Any]
+"""One MDP of a family, as JSON: floats and (nested) lists of floats by name, e.g. ``{"velocity": 1.3}``."""
+
+
+class MetaEnv(gym.Env[Any, Any]):
+    """
+    A family of tasks that share their spaces; an instance plays *one episode of one task* at a time.
+
+    Wrap it in :class:`~sb3_trmrl.envs.trial.TrialWrapper` to get trials (several episodes of one task) with token
+    observations, which is what the algorithms train on.
+
+    A new family sets ``observation_space``, ``action_space`` and ``task_shapes`` and writes three methods::
+
+        class Target(MetaEnv):
+            splits = ("train", "test", "ood")
+            task_shapes = {"position": ()}                                    # one number
+
+            def __init__(self, horizon: int = 20):
+                super().__init__(horizon)
+                self.observation_space = spaces.Box(-np.inf, np.inf, (1,))
+                self.action_space = spaces.Box(-1, 1, (1,))
+
+            def _sample_task(self, split):                                    # randomness: self.np_random only
+                low, high = (1.0, 2.0) if split == "ood" else (-1.0, 1.0)
+                return {"position": self.np_random.uniform(low, high)}
+
+            def _reset(self):                                                 # -> observation
+                self.x = np.zeros(1)
+                return self.x.copy()
+
+            def _step(self, action):                                          # as gymnasium's step
+                self.x += 0.1 * action
+                reward = -abs(self.x[0] - self._task["position"])
+                return self.x.copy(), reward, False, False, {}
+
+    The base class counts steps and truncates at ``horizon``, checks and copies tasks, and guards the order of calls.
+    Optional hooks: :meth:`_apply_task` (change the physics for a task), :meth:`check_task` (limits on the values),
+    and ``info["success"]`` in every step where the family knows success.
+
+    :param horizon: Steps per episode; the episode is truncated there. (Not called ``max_episode_steps``, because
+        :func:`gymnasium.make` keeps that keyword to itself.)
+    :param render_mode: One of ``metadata["render_modes"]``, or None.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    """The splits that the family has; one without tasks outside its training range leaves out ``"ood"``."""
+    task_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    """Shape of every task parameter, ``()`` for a number. An instance may set its own."""
+
+    def __init__(self, horizon: int, render_mode: str | None = None):
+        if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
+            raise ValueError(f"horizon must be an integer >= 1 (steps per episode), got {horizon!r}")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(
+                f"render_mode={render_mode!r} is unknown to {type(self).__name__}, use None or one of "
+                f"{self.metadata['render_modes']}"
+            )
+        self.horizon = int(horizon)
+        self.render_mode = render_mode
+        self._task: Task = {}
+        self._has_task = False
+        self._elapsed_steps = 0
+        self._needs_reset = True
+
+    # ---- tasks -------------------------------------------------------------------------------------------------
+
+    def check_split(self, split: str) -> str:
+        """
+        :param split: Name of a split.
+        :return: The name.
+        :raises ValueError: If the family has no such split.
+        """
+        if split not in self.splits:
+            near = difflib.get_close_matches(str(split), self.splits, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"split={split!r} does not exist in {type(self).__name__}, it has {list(self.splits)}.{hint}")
+        return split
+
+    def sample_tasks(self, n: int, split: str = "train") -> list[Task]:
+        """
+        Draw ``n`` independent tasks with ``self.np_random``.
+
+        :param n: Number of tasks, at least 1.
+        :param split: Where to draw from, one of ``splits``.
+        :return: The tasks.
+        :raises ValueError: On ``n < 1`` or an unknown split.
+        """
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"n must be an integer >= 1 (number of tasks), got {n!r}")
+        self.check_split(split)
+        return [self.check_task(self._sample_task(split)) for _ in range(n)]
+
+    def check_task(self, task: Task) -> Task:
+        """
+        Check a task without setting it. A family with limits on its values extends this.
+
+        :param task: Values by name.
+        :return: A copy in which every value is a float or (nested) list of floats.
+        :raises ValueError: On a missing or unknown key, a wrong shape, or a value that is no finite number.
+        """
+        name = type(self).__name__
+        if not isinstance(task, Mapping):
+            raise ValueError(f"task must be a dict with the keys {sorted(self.task_shapes)} for {name}, got {task!r}")
+        if set(task) != set(self.task_shapes):
+            missing, unknown = sorted(set(self.task_shapes) - set(task)), sorted(set(task) - set(self.task_shapes), key=str)
+            raise ValueError(
+                f"task of {name} must have exactly the keys {sorted(self.task_shapes)}, got {sorted(task, key=str)}"
+                f" (missing: {missing}, unknown: {unknown})"
+            )
+        checked: Task = {}
+        for key, shape in self.task_shapes.items():
+            try:
+                value = np.asarray(task[key])
+            except ValueError as error:  # a ragged list
+                raise ValueError(f"task[{key!r}] of {name} must have shape {tuple(shape)}, got {task[key]!r}") from error
+            if value.dtype.kind not in "iuf":
+                raise ValueError(f"task[{key!r}] of {name} must be numbers of shape {tuple(shape)}, got {task[key]!r}")
+            if value.shape != tuple(shape):
+                raise ValueError(
+                    f"task[{key!r}] of {name} must have shape {tuple(shape)}, got shape {value.shape}: {task[key]!r}"
+                )
+            if not np.isfinite(value).all():
+                raise ValueError(f"task[{key!r}] of {name} must be finite, got {task[key]!r}")
+            checked[key] = value.astype(np.float64).tolist()
+        return checked
+
+    def set_task(self, task: Task) -> None:
+        """
+        Choose the task. Takes effect at the next :meth:`reset`, which has to follow.
+
+        :param task: Values by name, see ``task_shapes``.
+        :raises ValueError: See :meth:`check_task`.
+        """
+        self._task = self.check_task(task)
+        self._has_task = True
+        self._needs_reset = True
+        self._apply_task(self._task)
+
+    def get_task(self) -> Task:
+        """
+        :return: A copy of the current task.
+        :raises RuntimeError: If no task was set.
+        """
+        self._require_task("get_task()")
+        # Through check_task: it rebuilds every list, so that the caller can't change our task.
+        return self.check_task(self._task)
+
+    def _require_task(self, caller: str) -> None:
+        if not self._has_task:
+            raise RuntimeError(f"{type(self).__name__} has no task yet: call set_task(env.sample_tasks(1)[0]) before {caller}")
+
+    # ---- one episode -------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        Start an episode of the current task.
+
+        :param seed: Seed of ``self.np_random``; with it the episode is fully determined by the task and the actions.
+        :param options: Has to be None or empty.
+        :return: Observation and info.
+        """
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"options of {type(self).__name__}.reset() must be empty, got {options!r}")
+        self._require_task("reset()")
+        self._elapsed_steps = 0
+        self._needs_reset = False
+        return self._reset(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """
+        One step of the episode.
+
+        :param action: An element of ``action_space``.
+        :return: Observation, reward, terminated, truncated (by :meth:`_step`, or at ``horizon``), info.
+        :raises gymnasium.error.ResetNeeded: Before :meth:`reset`, after :meth:`set_task` or after the episode's end.
+        """
+        if self._needs_reset:
+            raise ResetNeeded(f"{type(self).__name__}.step() needs a reset() first: no episode of the current task is running")
+        observation, reward, terminated, truncated, info = self._step(action)
+        self._elapsed_steps += 1
+        truncated = truncated or self._elapsed_steps >= self.horizon
+        self._needs_reset = terminated or truncated
+        return observation, reward, terminated, truncated, info
+
+    # ---- what a family writes ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _sample_task(self, split: str) -> Task:
+        """
+        :param split: One of ``splits``.
+        :return: One task, drawn with ``self.np_random`` and nothing else.
+        """
+
+    @abstractmethod
+    def _reset(self) -> Any:
+        """:return: First observation of an episode of ``self._task``."""
+
+    @abstractmethod
+    def _step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """
+        :param action: An element of ``action_space``.
+        :return: Observation, reward, terminated, truncated, info. The horizon is not this method's business.
+        """
+
+    def _apply_task(self, task: Task) -> None:
+        """
+        Hook for families whose task changes more than the reward, called by :meth:`set_task`.
+
+        :param task: The new task. Start from pristine values: nothing of the previous task may stay.
+        """

@@ -1,0 +1,74 @@
+"""Environment ids: every one is complete, i.e. makes a trial environment with token observations (DESIGN.md D2)."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+
+from sb3_trmrl.envs.bandit import MetaBandit
+from sb3_trmrl.envs.meta_env import MetaEnv, Task
+from sb3_trmrl.envs.mujoco import (
+    AntDir,
+    AntFwdBack,
+    AntGoal,
+    HalfCheetahDir,
+    HalfCheetahVel,
+    HopperRandParams,
+    HumanoidDir,
+    Walker2DRandParams,
+)
+from sb3_trmrl.envs.point_robot import PointRobot, SparsePointRobot
+from sb3_trmrl.envs.trial import TrialWrapper
+
+META_ENVS: dict[str, type[MetaEnv]] = {
+    "MetaBandit-v0": MetaBandit,
+    "PointRobot-v0": PointRobot,
+    "SparsePointRobot-v0": SparsePointRobot,
+    "HalfCheetahVel-v0": HalfCheetahVel,
+    "HalfCheetahDir-v0": HalfCheetahDir,
+    "AntDir-v0": AntDir,
+    "AntFwdBack-v0": AntFwdBack,
+    "AntGoal-v0": AntGoal,
+    "HumanoidDir-v0": HumanoidDir,
+    "Walker2DRandParams-v0": Walker2DRandParams,
+    "HopperRandParams-v0": HopperRandParams,
+}
+"""Task family of every registered id."""
+
+
+def make_trial_env(
+    env_id: str,
+    episodes_per_trial: int = 2,
+    split: str = "train",
+    tasks: Sequence[Task] | None = None,
+    **family_kwargs: Any,
+) -> TrialWrapper:
+    """
+    Make a trial environment; the entry point behind ``gym.make(env_id, ...)``.
+
+    :param env_id: One of ``META_ENVS``.
+    :param episodes_per_trial: Episodes of one task in a trial.
+    :param split: Split that tasks are drawn from.
+    :param tasks: Play these tasks in turn instead.
+    :param family_kwargs: Keywords of the family's constructor: ``horizon``, ``render_mode``, ...
+    :return: The environment.
+    :raises ValueError: On an unknown id or a bad value.
+    :raises TypeError: On a keyword that the family does not have.
+    """
+    if env_id not in META_ENVS:
+        near = difflib.get_close_matches(str(env_id), META_ENVS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"env_id={env_id!r} is no task family, there are {list(META_ENVS)}.{hint}")
+    return TrialWrapper(META_ENVS[env_id](**family_kwargs), episodes_per_trial, split, tasks)
+
+
+# gym.make reads this from the entry point. It then shows render_mode="human" through its own HumanRendering wrapper.
+make_trial_env.metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[attr-defined]
+
+
+def register_envs() -> None:
+    """Register all ids with Gymnasium; doing it again changes nothing."""
+    for env_id in META_ENVS:
+        if env_id not in gym.registry:
+            gym.register(id=env_id, entry_point="sb3_trmrl.envs.registration:make_trial_env", kwargs={"env_id": env_id})
