@@ -1,0 +1,37 @@
+"""Memory encoders: from the tokens of a trial to features that remember them."""
+
+import difflib
+
+from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, WindowMemoryEncoder
+from sb3_trmrl.memory_encoders.tfixup import TFixupTransformerEncoder, tfixup_
+
+#: Encoders that can be chosen by name, since the yaml files of RL Zoo can't name classes.
+MEMORY_ENCODERS: dict[str, type[MemoryEncoder]] = {"tfixup": TFixupTransformerEncoder}
+
+
+def get_memory_encoder_class(memory_encoder: str | type[MemoryEncoder]) -> type[MemoryEncoder]:
+    """
+    :param memory_encoder: Name of an encoder or a subclass of :class:`MemoryEncoder`
+    :return: The encoder's class
+    :raises ValueError: if there is no encoder of that name
+    """
+    if isinstance(memory_encoder, str):
+        if memory_encoder not in MEMORY_ENCODERS:
+            near = difflib.get_close_matches(memory_encoder, MEMORY_ENCODERS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"memory_encoder must be one of {sorted(MEMORY_ENCODERS)}, got {memory_encoder!r}.{hint}")
+        return MEMORY_ENCODERS[memory_encoder]
+    if not (isinstance(memory_encoder, type) and issubclass(memory_encoder, MemoryEncoder)):
+        raise ValueError(f"memory_encoder must be a name or a subclass of MemoryEncoder, got {memory_encoder!r}.")
+    return memory_encoder
+
+
+__all__ = [
+    "MEMORY_ENCODERS",
+    "MemoryEncoder",
+    "MemoryState",
+    "TFixupTransformerEncoder",
+    "WindowMemoryEncoder",
+    "get_memory_encoder_class",
+    "tfixup_",
+]
