@@ -1,0 +1,26 @@
+"""Meta-reinforcement learning with memory for Stable-Baselines3. Importing registers the environments, nothing else."""
+
+from pathlib import Path
+
+from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
+from sb3_trmrl.envs.registration import register_envs
+from sb3_trmrl.trmrl_ppo import TrMRLPolicy, TrMRLPPO
+
+__version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
+
+register_envs()
+
+
+def hyperparams_dir() -> Path:
+    """
+    :return: The folder of RL Zoo configuration files that comes with the package: ``hyperparams/`` of the repository in an
+        editable install, ``sb3_trmrl/hyperparams`` in the wheel
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "hyperparams", package.parent / "hyperparams"):
+        if any(folder.glob("*.yml")):
+            return folder
+    raise FileNotFoundError(f"No hyperparams/*.yml in {package} or beside it: reinstall sb3_trmrl.")
+
+
+__all__ = ["AdaptationResult", "TrMRLPPO", "TrMRLPolicy", "__version__", "evaluate_adaptation", "hyperparams_dir"]

@@ -1,0 +1,5 @@
+"""Policies of TrMRLPPO."""
+
+from sb3_trmrl.common.policies import MemoryActorCriticPolicy
+
+TrMRLPolicy = MemoryActorCriticPolicy

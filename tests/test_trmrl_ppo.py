@@ -1,0 +1,542 @@
+"""TrMRLPPO: the ratio, advantages at trial ends, memory in predict, save and load, bad input, learning."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_trmrl import TrMRLPolicy, TrMRLPPO
+from sb3_trmrl.envs.trial import TrialWrapper
+from tests.families import ACTION_SPACES, Counter, ForeverOne, NoisyForever, counter_vec_env
+
+SMALL = dict(embed_dim=16, n_heads=4, n_layers=2, ff_dim=32, memory_length=5)
+
+
+def make_model(env, n_steps: int = 13, batch_size: int = 8, memory=None, **kwargs) -> Any:
+    policy_kwargs = dict(net_arch=[16], memory_encoder_kwargs={**SMALL, **(memory or {})})
+    policy_kwargs.update(kwargs.pop("policy_kwargs", {}))
+    with pytest.warns(UserWarning, match="truncated mini-batch"):
+        return TrMRLPPO(
+            "TrMRLPolicy",
+            env,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=2,
+            learning_rate=3e-3,
+            seed=0,
+            device="cpu",
+            policy_kwargs=policy_kwargs,
+            **kwargs,
+        )
+
+
+class CheckRatio(BaseCallback):
+    """Before the first optimiser step of every iteration: the ratio is 1 and the values are those of acting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worst = 0.0
+        self.n_windows = 0
+        self.reached_back = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, TrMRLPPO)
+        buffer, policy = self.model.rollout_buffer, self.model.policy
+        # Values are stored in the unit of the update, which follows the targets; undo that for the comparison
+        for batch in buffer.get(7):
+            actions = batch.actions.long().flatten() if isinstance(self.model.action_space, spaces.Discrete) else batch.actions
+            with th.no_grad():
+                _, log_prob, _ = policy.evaluate_actions(batch.observations, actions)
+            self.worst = max(self.worst, float((th.exp(log_prob - batch.old_log_prob) - 1).abs().max()))
+            self.n_windows += len(log_prob)
+        self.reached_back += int((buffer.memory_lengths[buffer.context_length] > 1).sum())
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+@pytest.mark.parametrize("memory_reset", ["trial", "episode"])
+@pytest.mark.parametrize(("n_envs", "memory_length"), [(1, 5), (3, 1), (3, 2), (2, 30)])
+def test_ratio_is_one_before_the_first_optimiser_step(action_space, memory_reset, n_envs, memory_length):
+    env = counter_vec_env(n_envs, episodes_per_trial=3, action_space=action_space, noise=1.0)
+    model = make_model(env, memory=dict(memory_length=memory_length), policy_kwargs=dict(memory_reset=memory_reset))
+    check = CheckRatio()
+    model.learn(6 * 13 * n_envs, callback=check)
+    assert check.n_windows == 6 * 13 * n_envs
+    assert check.worst < 1e-5
+    if memory_length > 1:
+        assert check.reached_back > 0, "no window of the test reached across the rollout boundary"
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate", "memoryless"])
+@pytest.mark.parametrize("head_input", ["latest", "mixed"])
+@pytest.mark.parametrize("normalize_observations", [True, False])
+def test_values_of_training_are_those_of_acting(critic, head_input, normalize_observations):
+    options = dict(critic=critic, head_input=head_input, normalize_observations=normalize_observations)
+    model = make_model(counter_vec_env(2, episodes_per_trial=3, noise=1.0), policy_kwargs=options)
+
+    class CheckValues(BaseCallback):
+        compared = 0
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            self.scale_of_acting = model.policy.value_scale
+
+        def _on_rollout_end(self) -> None:
+            for batch in model.rollout_buffer.get():
+                with th.no_grad():
+                    values, _, _ = model.policy.evaluate_actions(batch.observations, batch.actions)
+                    alone = model.policy.evaluate_values(batch.observations)
+                th.testing.assert_close(values, alone)
+                acting = batch.old_values * model.policy.value_scale / self.scale_of_acting
+                th.testing.assert_close(values.flatten(), acting, atol=1e-5, rtol=1e-4)
+                self.compared += len(values)
+
+    check = CheckValues()
+    model.learn(4 * 26, callback=check)
+    assert check.compared == 4 * 26
+
+
+def test_images_in_dict_observations():
+    env = counter_vec_env(2, episodes_per_trial=2, image=True)
+    model = make_model(
+        env, n_steps=6, memory=dict(memory_length=3), policy_kwargs=dict(features_extractor_kwargs=dict(cnn_output_dim=8))
+    )
+    check = CheckRatio()
+    model.learn(36, callback=check)
+    assert check.worst < 1e-5 and check.reached_back > 0
+    normalized = set(model.policy.normalizer.moments)
+    assert normalized == {"count", "prev_reward"}
+    action, state = model.predict(env.reset(), deterministic=True)
+    assert action.shape == (2, 2) and all(len(part) == 2 for part in state)
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_plain_environments_get_a_transformer_memory(use_sde):
+    model = make_model(gym.make("Pendulum-v1"), use_sde=use_sde)
+    check = CheckRatio()
+    model.learn(5 * 13, callback=check)
+    assert check.worst < 1e-5 and check.reached_back > 0
+
+
+# -- Advantages ------------------------------------------------------------------------------------------------------
+
+
+def constant_value_(model: TrMRLPPO, value: float) -> None:
+    with th.no_grad():
+        model.policy.value_net.weight.zero_()
+        model.policy.value_net.bias.fill_(value)
+
+
+def collect(model: TrMRLPPO, callback: BaseCallback | None = None) -> None:
+    _, callback = model._setup_learn(10**6, callback)
+    assert model.env is not None
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+
+
+@pytest.mark.parametrize("bootstrap_trial_end", [True, False])
+@pytest.mark.parametrize("ends", ["terminated", "truncated"])
+def test_advantages_by_hand_across_episodes_and_at_trial_ends(ends, bootstrap_trial_end):
+    # Trials of 2 episodes of 3 steps, reward 1, every value is 10; episodes end really (length 3) or by the horizon
+    task = {"reward": 1.0, "length": 3.0 if ends == "terminated" else 99.0}
+    env = counter_vec_env(1, tasks=[task], horizon=3)
+    gamma, lam, value = 0.9, 0.8, 10.0
+    model = make_model(
+        env,
+        n_steps=8,
+        batch_size=3,
+        gamma=gamma,
+        gae_lambda=lam,
+        bootstrap_trial_end=bootstrap_trial_end,
+        policy_kwargs=dict(normalize_observations=False),
+    )
+    constant_value_(model, value)
+    collect(model)
+    # Steps 0-5 are the first trial: the inner boundary after step 2 is an ordinary transition. Step 5 ends the trial.
+    end_value = value if ends == "truncated" and bootstrap_trial_end else 0.0
+    deltas = [1 + gamma * value - value] * 5 + [1 + gamma * end_value - value] + [1 + gamma * value - value] * 2
+    continues = [1, 1, 1, 1, 1, 0, 1, 0]
+    expected, advantage = [], 0.0
+    for delta, go_on in zip(reversed(deltas), reversed(continues), strict=True):
+        advantage = delta + gamma * lam * go_on * advantage
+        expected.append(advantage)
+    np.testing.assert_allclose(model.rollout_buffer.advantages[:, 0], expected[::-1], rtol=1e-5)
+    np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], np.array(expected[::-1]) + value, rtol=1e-5)
+
+
+def test_terminal_value_of_a_time_limit_continues_the_memory_of_its_episode():
+    env = DummyVecEnv([lambda: gym.wrappers.TimeLimit(NoisyForever(), 6) for _ in range(2)])
+    model = make_model(env, n_steps=6, batch_size=5, policy_kwargs=dict(normalize_observations=False))
+    with th.no_grad():
+        model.policy.value_net.weight.normal_()
+    seen: list[np.ndarray] = []
+
+    class Record(BaseCallback):
+        def _on_step(self) -> bool:
+            if not seen:
+                assert isinstance(model._last_obs, np.ndarray)
+                seen.append(model._last_obs.copy())
+            infos = self.locals["infos"]
+            ended = [info.get("terminal_observation", obs) for info, obs in zip(infos, self.locals["new_obs"], strict=True)]
+            seen.append(np.stack(ended))
+            return True
+
+    collect(model, Record())
+    # The whole episode again, token by token, with the terminal token as the last one
+    state = model.policy.initial_state(2)
+    with th.no_grad():
+        for t, tokens in enumerate(seen):
+            starts = th.full((2,), t == 0)
+            values = model.policy.predict_values(th.as_tensor(tokens), state, starts)
+            _, _, _, state = model.policy(th.as_tensor(tokens), state, starts)
+    assert len(seen) == 7 and values.abs().min() > 1e-3
+    np.testing.assert_allclose(model.rollout_buffer.rewards[-1], 1.0 + model.gamma * values.numpy().flatten(), rtol=1e-5)
+
+
+def test_the_value_goes_on_behind_a_trial_as_it_was_at_its_last_step():
+    env = counter_vec_env(2, tasks=[{"reward": 1.0, "length": 99.0}], horizon=3, noise=1.0)
+    model = make_model(env, n_steps=6, batch_size=5, policy_kwargs=dict(normalize_observations=False))
+    with th.no_grad():
+        model.policy.value_net.weight.normal_()
+    collect(model)
+    buffer = model.rollout_buffer
+    np.testing.assert_array_equal(buffer.rewards[:5], 1.0)
+    np.testing.assert_allclose(buffer.rewards[5], 1.0 + model.gamma * buffer.values[5], rtol=1e-6)
+
+
+def test_constant_reward_is_worth_the_geometric_series():
+    model = TrMRLPPO(
+        "TrMRLPolicy",
+        DummyVecEnv([lambda: gym.wrappers.TimeLimit(ForeverOne(), 8) for _ in range(4)]),
+        n_steps=32,
+        batch_size=32,
+        gamma=0.9,
+        learning_rate=3e-3,
+        seed=0,
+        device="cpu",
+        policy_kwargs=dict(memory_encoder_kwargs=SMALL),
+    )
+    model.learn(12_000)
+    obs, starts = th.zeros(1, 1), th.ones(1, dtype=th.bool)
+    with th.no_grad():
+        value = model.policy.predict_values(obs, model.policy.initial_state(1), starts).item() * model.policy.value_scale
+    # sum_t gamma^t = 1 / (1 - 0.9), although every episode is cut after 8 steps
+    assert value == pytest.approx(10.0, rel=0.05)
+
+
+# -- predict ---------------------------------------------------------------------------------------------------------
+
+
+def test_predict_remembers_as_training_does():
+    env = counter_vec_env(3, episodes_per_trial=2, noise=1.0)
+    model = make_model(env, policy_kwargs=dict(memory_reset="episode"))
+    model.learn(5 * 13 * 3)
+    obs, starts, state = env.reset(), np.ones(3, dtype=bool), None
+    torch_state = model.policy.initial_state(3)
+    for _ in range(25):  # several trials, each environment at a time of its own
+        actions, state = model.predict(obs, state, starts, deterministic=True)
+        tokens, memory_starts = model.policy.enter_memory(th.as_tensor(obs), th.as_tensor(starts))
+        with th.no_grad():
+            expected, _, _, torch_state = model.policy(tokens, torch_state, memory_starts, deterministic=True)
+        np.testing.assert_allclose(actions, np.clip(expected.numpy(), -1, 1), atol=1e-6)
+        obs, _, starts, _ = env.step(actions)
+
+
+def test_one_environment_in_a_batch_acts_as_it_does_alone():
+    model = make_model(counter_vec_env(2, noise=1.0))
+    model.learn(26)
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(8, 3, 6)).astype(np.float32)
+    batch_state, alone_state = None, None
+    for observation in observations:
+        batch_actions, batch_state = model.predict(observation, batch_state, deterministic=True)
+        action, alone_state = model.predict(observation[1], alone_state, deterministic=True)
+        assert action.shape == (2,)
+        np.testing.assert_allclose(batch_actions[1], action, atol=1e-6)
+
+
+def test_deterministic_is_not_overwritten_by_a_stochastic_call():
+    model = make_model(counter_vec_env(1))
+    obs = np.ones((1, 6), dtype=np.float32)
+    first, _ = model.predict(obs, deterministic=True)
+    sampled = [model.predict(obs, deterministic=False)[0] for _ in range(5)]
+    second, _ = model.predict(obs, deterministic=True)
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(sampled[0], sampled[1])
+
+
+# -- Seeds, saving, continuing ---------------------------------------------------------------------------------------
+
+
+def weights(model: TrMRLPPO) -> dict[str, th.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+
+
+def test_same_seed_same_weights_bit_for_bit():
+    runs = []
+    for seed in (0, 0, 1):
+        model = make_model(counter_vec_env(2, noise=1.0))
+        model.set_random_seed(seed)
+        model.learn(4 * 26)
+        runs.append(weights(model))
+    assert all(th.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not all(th.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+@pytest.mark.parametrize("two_phase", [False, True])
+def test_save_and_load_with_another_number_of_environments(tmp_path, two_phase):
+    options: dict[str, Any] = dict(two_phase_update=dict(value_learning_rate=1e-3)) if two_phase else {}
+    model = make_model(counter_vec_env(3, noise=1.0), **options)
+    model.learn(4 * 39)
+    model.save(tmp_path / "model.zip")
+    loaded = TrMRLPPO.load(tmp_path / "model.zip", env=counter_vec_env(2, noise=1.0), device="cpu")
+    assert all(th.equal(tensor, loaded.policy.state_dict()[name]) for name, tensor in weights(model).items())
+    observations = np.random.default_rng(0).normal(size=(10, 3, 6)).astype(np.float32)
+    state, loaded_state = None, None
+    for observation in observations:
+        actions, state = model.predict(observation, state, deterministic=True)
+        loaded_actions, loaded_state = loaded.predict(observation, loaded_state, deterministic=True)
+        np.testing.assert_array_equal(actions, loaded_actions)
+    if two_phase:
+        saved, restored = model.value_optimizer.state_dict(), loaded.value_optimizer.state_dict()
+        assert saved["state"].keys() == restored["state"].keys()
+        assert th.equal(saved["state"][0]["exp_avg"], restored["state"][0]["exp_avg"])
+    before = loaded.num_timesteps
+    check = CheckRatio()
+    loaded.learn(52, callback=check, reset_num_timesteps=False)
+    assert loaded.num_timesteps == before + 52
+    assert check.worst < 1e-5
+
+
+def test_continue_in_mid_trial_keeps_the_memory():
+    model = make_model(counter_vec_env(2, episodes_per_trial=50, noise=1.0))
+    model.learn(26)
+    check = CheckRatio()
+    model.learn(26, callback=check, reset_num_timesteps=False)
+    assert check.worst < 1e-5
+    assert check.reached_back == 2
+
+
+def test_set_env_starts_afresh():
+    model = make_model(counter_vec_env(2, noise=1.0))
+    model.learn(26)
+    model.set_env(counter_vec_env(2, noise=2.0))
+    check = CheckRatio()
+    model.learn(26, callback=check, reset_num_timesteps=False)
+    assert check.worst < 1e-5 and check.reached_back == 0
+
+
+# -- Logging ---------------------------------------------------------------------------------------------------------
+
+
+def test_logged_keys_and_their_numbers():
+    tasks = [{"reward": 2.0, "length": 3.0}]
+    model = make_model(DummyVecEnv([lambda: gym.wrappers.TimeLimit(TrialWrapper(Counter(), 2, tasks=tasks), 100)]))
+    _, callback = model._setup_learn(10**6)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    recorded: dict[str, float] = {}
+    model.logger.dump = lambda step: recorded.update(model.logger.name_to_value)
+    model.dump_logs(1)
+    assert recorded["meta/return_episode_1"] == recorded["meta/return_episode_2"] == 6.0
+    assert recorded["meta/adaptation_gain"] == 0.0
+    assert "meta/return_episode_3" not in recorded
+    assert recorded["time/total_timesteps"] == 13
+
+
+# -- The paper's update ----------------------------------------------------------------------------------------------
+
+
+def test_two_phase_update_trains_each_parameter_in_its_phase():
+    model = make_model(
+        counter_vec_env(2, noise=1.0),
+        two_phase_update=dict(value_learning_rate=1e-3),
+        normalize_advantage=False,
+        policy_kwargs=dict(
+            critic="memoryless", head_input="latest", normalize_observations=False, value_log_std_init=0.0, ortho_init=False,
+            optimizer_class=th.optim.AdamW,
+        ),
+    )  # fmt: skip
+    critic = {id(p) for group in model.value_optimizer.param_groups for p in group["params"]}
+    actor = {id(p) for group in model.policy.optimizer.param_groups for p in group["params"]}
+    names = {name: id(p) for name, p in model.policy.named_parameters()}
+    assert critic | actor == set(names.values()) and not critic & actor
+    assert {name.split(".")[0] for name, key in names.items() if key in critic} == {
+        "mlp_extractor",
+        "value_net",
+        "value_log_std",
+    }
+    assert all(isinstance(optimizer, th.optim.AdamW) for optimizer in (model.policy.optimizer, model.value_optimizer))
+    before = weights(model)
+    model.learn(26)
+    after = weights(model)
+    assert all(not th.equal(before[name], after[name]) for name in names)
+
+
+def test_two_phase_update_with_shared_critic_trains_the_encoder_in_both_phases():
+    model = make_model(counter_vec_env(1), two_phase_update=dict(value_learning_rate=1e-3))
+    encoder = {id(p) for p in model.policy.actor_memory.parameters()}
+    for optimizer in (model.policy.optimizer, model.value_optimizer):
+        assert encoder <= {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_two_phase_targets_are_discounted_returns_of_the_trial():
+    env = counter_vec_env(1, tasks=[{"reward": 1.0, "length": 99.0}], horizon=3)
+    model = make_model(
+        env,
+        n_steps=6,
+        batch_size=5,
+        gamma=0.5,
+        bootstrap_trial_end=False,
+        two_phase_update=dict(value_learning_rate=1e-3),
+        policy_kwargs=dict(normalize_observations=False),
+    )
+    collect(model)
+    np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], [2 - 0.5 ** (5 - t) for t in range(6)], rtol=1e-6)
+
+
+def test_learning_rates_decay_log_linearly_between_two_iterations():
+    model = make_model(
+        counter_vec_env(1),
+        two_phase_update=dict(value_learning_rate=1e-3, policy_decay=dict(start=1, end=3, factor=0.01)),
+    )
+    rates = []
+
+    class Record(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            rates.append([o.param_groups[0]["lr"] for o in (model.policy.optimizer, model.value_optimizer)])
+
+    model.learn(6 * 13, callback=Record())
+    # The rate of iteration i is seen at the start of rollout i + 1
+    np.testing.assert_allclose([policy for policy, _ in rates[1:]], [3e-3, 3e-3, 3e-4, 3e-5, 3e-5], rtol=1e-6)
+    assert {value for _, value in rates[1:]} == {1e-3}
+
+
+# -- Bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_pairs_of_policy_and_algorithm():
+    with pytest.raises(ValueError, match=r"TrMRLPPO needs a policy with a memory, got policy='MlpPolicy'.*TrMRLPolicy"):
+        TrMRLPPO("MlpPolicy", "CartPole-v1")
+    with pytest.raises(ValueError, match="TrMRLPPO needs a policy with a memory, got policy='ActorCriticPolicy'"):
+        TrMRLPPO(PPO.policy_aliases["MlpPolicy"], "CartPole-v1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"called without its state.*TrMRLPPO"):
+        PPO(TrMRLPolicy, "CartPole-v1", n_steps=8, batch_size=8, device="cpu").learn(8)
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "message"),
+    [
+        (dict(memory_encoder="transformer"), "memory_encoder must be one of .* got 'transformer'"),
+        (dict(memory_encoder_kwargs=dict(embed_dim=10, n_heads=4)), "embed_dim=10 and n_heads=4"),
+        (dict(memory_encoder_kwargs=dict(memory_length=0)), "memory_length must be at least 1.*got 0"),
+        (dict(memory_reset="never"), "memory_reset must be one of .* got 'never'"),
+        (dict(head_input="full"), "head_input must be one of .* got 'full'"),
+        (dict(critic="none"), "critic must be one of .* got 'none'"),
+        (dict(net_arch=dict(actor=[64])), "net_arch .* 'pi' and 'vf'"),
+        (dict(value_log_std_init=0.0), "value_log_std_init.*two_phase_update"),
+    ],
+)
+def test_bad_policy_options(policy_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        TrMRLPPO("TrMRLPolicy", "CartPole-v1", policy_kwargs=policy_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(two_phase_update=dict(value_learning_rate=0.0)), "value_learning_rate must be positive, got 0.0"),
+        (dict(two_phase_update=dict(value_learning_rate=1e-3), clip_range_vf=0.2), "clip_range_vf=0.2 has no effect"),
+        (
+            dict(two_phase_update=dict(value_learning_rate=1e-3, value_decay=dict(start=5, end=5, factor=0.1))),
+            "start=5, end=5",
+        ),
+        (
+            dict(two_phase_update=dict(value_learning_rate=1e-3, value_decay=dict(start=0, end=5, factor=0.0))),
+            "factor .* must be positive, got 0.0",
+        ),
+        (dict(clip_range_vf=-1.0), "clip_range_vf must be positive, got -1.0"),
+    ],
+)
+def test_bad_algorithm_options(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        TrMRLPPO("TrMRLPolicy", "CartPole-v1", **kwargs)
+
+
+def test_vec_normalize_would_distort_the_token():
+    with pytest.raises(ValueError, match=r"VecNormalize\(norm_obs=True\).*normalize_observations=True"):
+        make_or_set = VecNormalize(counter_vec_env(1))
+        TrMRLPPO("TrMRLPolicy", make_or_set, n_steps=8, batch_size=8)
+    model = make_model(VecNormalize(counter_vec_env(1), norm_obs=False))
+    model.learn(13)
+    with pytest.raises(ValueError, match="VecNormalize"):
+        model.set_env(VecNormalize(counter_vec_env(1)))
+    # A plain environment has no token to distort
+    TrMRLPPO("TrMRLPolicy", VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")])), n_steps=8, batch_size=8)
+
+
+def test_predict_names_what_does_not_fit():
+    model = make_model(counter_vec_env(2))
+    obs = np.zeros((2, 6), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"shape.*\(5,\).*\(6,\)|\(6,\).*\(5,\)"):
+        model.predict(obs[0, :5])
+    _, state = model.predict(obs)
+    with pytest.raises(ValueError, match=r"state holds the memory of 2 environment\(s\), the observation is of 1"):
+        model.predict(obs[:1], state)
+    with pytest.raises(ValueError, match=r"episode_start must have one entry per environment \(2\), got shape \(3,\)"):
+        model.predict(obs, state, np.zeros(3))
+    with pytest.raises(ValueError, match=r"observation must be an array or a dict.*got a tuple"):
+        model.predict((obs, {}))
+
+
+class Broken(gym.Wrapper):
+    """Returns NaN as reward or observation at its fifth step."""
+
+    def __init__(self, env, what: str):
+        super().__init__(env)
+        self.what, self.steps = what, 0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        if self.steps == 5:
+            obs, reward = (obs * np.nan, reward) if self.what == "observation" else (obs, float("nan"))
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_nan_from_an_environment_is_refused_and_no_weight_becomes_nan(what):
+    envs = [lambda: gym.make("Pendulum-v1"), lambda: Broken(gym.make("Pendulum-v1"), what)]
+    model = make_model(DummyVecEnv(envs), n_steps=3)
+    with pytest.raises(ValueError, match=f"slot 1 returned a {what} with NaN"):
+        model.learn(60)
+    assert all(tensor.isfinite().all() for tensor in model.policy.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_refused():
+    model = make_model(counter_vec_env(1))
+    model.learn(13)
+    before = weights(model)
+    model.policy.optimizer.zero_grad()
+    for parameter in model.policy.parameters():
+        parameter.grad = th.full_like(parameter, float("nan"))
+    with pytest.raises(FloatingPointError, match="gradient is not finite"):
+        model.policy.optimizer.step()
+    assert all(th.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+def test_a_last_minibatch_of_one_step_makes_no_nan():
+    model = make_model(counter_vec_env(1, noise=1.0), n_steps=9, batch_size=4)
+    model.learn(27)
+    assert all(tensor.isfinite().all() for tensor in model.policy.parameters())
