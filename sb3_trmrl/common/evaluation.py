@@ -102,6 +102,8 @@ def evaluate_adaptation(
         family.reset(seed=seed)
         tasks = family.sample_tasks(n_tasks)
         family.close()
+    if len(tasks) == 0:
+        raise ValueError("tasks must hold at least one task (or be None to draw n_tasks of them), got [].")
     n_tasks = len(tasks)
     # A stream of its own: SB3 seeds slot i with seed + i, and seed itself drew the tasks
     slot_seed = int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31)

@@ -45,5 +45,5 @@ def plot_adaptation_curve(
     axes.set_title(title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    axes.legend(loc="center right", framealpha=0.9)
+    axes.legend(framealpha=0.9)
     figure.savefig(path)

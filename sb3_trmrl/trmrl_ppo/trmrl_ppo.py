@@ -59,8 +59,8 @@ class TrMRLPPO(PPO):
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run
-    :param bootstrap_trial_end: Whether a trial whose episodes are used up is a time limit, behind which the value goes on as it
-        was at the last step; the paper takes zero. (The value of the token behind the last step, as for the time limits of
+    :param bootstrap_trial_end: Whether a trial whose episodes are used up is a time limit, behind which the value goes on as
+        it was at the last step; the paper takes zero. (The value of the token behind the last step, as for the time limits of
         plain environments, is never fitted, and an agent that can steer it chases it: docs/guide/trmrl.md has the numbers.)
     :param two_phase_update: The paper's update instead of PPO's joint one: keyword arguments of
         :class:`~sb3_trmrl.trmrl_ppo.two_phase_update.TwoPhaseUpdate`
