@@ -1,4 +1,4 @@
-"""Environment ids: every one is complete, i.e. makes a trial environment with token observations (DESIGN.md D2)."""
+"""Environment ids: every one is complete, i.e. makes a trial environment with token observations."""
 
 import difflib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Trials: several episodes of one task as one gymnasium episode with token observations (DESIGN.md D1 to D5)."""
+"""Trials: several episodes of one task as one gymnasium episode with token observations (docs/guide/concepts.md)."""
 
 import math
 from collections.abc import Callable, Sequence
