@@ -90,8 +90,8 @@ def counter_vec_env(n_envs: int, episodes_per_trial: int = 2, tasks: list[Task] 
 
 class Cue(MetaEnv):
     """
-    The first step of a trial shows one of four cues, and never again; naming it at the last step of the *second* episode pays
-    1, everything else 0. Who forgets, within the episode or at its end, can only guess: 0.25.
+    The first step of a trial shows one of four cues, and never again; naming it at the last step of the *second* episode
+    pays 1, everything else 0. Play it through :func:`cue_trials`, where who forgets can only guess: 0.25.
     """
 
     splits = ("train", "test")
@@ -125,3 +125,27 @@ class Cue(MetaEnv):
         self.steps += 1
         named = self.episode == 2 and self.steps == self.horizon and action == self._task["cue"]
         return self._observation(), float(named), False, False, {}
+
+
+class OnlyTheAnswer(gym.ActionWrapper[Any, Any, Any]):
+    """
+    Plays 0 until the last step of the trial. Without it an agent without memory can pass the cue on to itself: it names the
+    cue at once, reads that in ``prev_action`` at the next step, names it again, and so on to the end.
+    """
+
+    def __init__(self, env: TrialWrapper):
+        super().__init__(env)
+        self.n_steps = env.meta_env.horizon * env.episodes_per_trial
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return super().reset(**kwargs)
+
+    def action(self, action: Any) -> Any:
+        self.steps += 1
+        return action if self.steps == self.n_steps else 0
+
+
+def cue_trials(**trial_kwargs: Any) -> gym.Env[Any, Any]:
+    """:return: Trials of :class:`Cue` in which only a memory of the first step can tell the answer."""
+    return OnlyTheAnswer(TrialWrapper(Cue(), **trial_kwargs))

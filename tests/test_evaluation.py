@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from sb3_trmrl import AdaptationResult, evaluate_adaptation
+from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import adaptation_table
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.plots import plot_adaptation_curve
@@ -68,6 +70,27 @@ def test_same_seed_same_tasks_and_returns(split):
     assert (largest > 1.0) == (split == "ood")
 
 
+def test_test_tasks_are_not_those_of_training_with_the_same_seed():
+    trained = make_meta_vec_env("PointRobot-v0", n_envs=4, seed=0, env_kwargs=dict(horizon=1, episodes_per_trial=1))
+    trained.reset()
+    met = set()
+    for _ in range(100):
+        met |= {tuple(task["goal"]) for task in trained.env_method("get_task")}
+        trained.step(np.zeros((4, 2), dtype=np.float32))
+    assert len(met) == 400
+    unseen = evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=50, n_episodes=1, seed=0, env_kwargs=dict(horizon=1))
+    assert not met & {tuple(task["goal"]) for task in unseen.tasks}
+
+
+def test_an_id_that_a_user_registered():
+    gym.register("UsersCounter-v0", entry_point=counter_trials)
+    try:
+        result = evaluate_adaptation(DoNothing(), "UsersCounter-v0", n_tasks=3, n_episodes=2)
+    finally:
+        del gym.registry["UsersCounter-v0"]
+    np.testing.assert_allclose(result.returns, [[task["reward"] * min(task["length"], 4)] * 2 for task in result.tasks])
+
+
 def test_errors_of_the_evaluation_name_the_argument():
     with pytest.raises(ValueError, match=r"split='tset'.*Did you mean 'test'"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", split="tset")
@@ -75,6 +98,10 @@ def test_errors_of_the_evaluation_name_the_argument():
         evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=0)
     with pytest.raises(ValueError, match="episodes_per_trial must be an integer >= 1, got 0"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", n_episodes=0)
+    with pytest.raises(ValueError, match=r"env_kwargs must not hold \['episodes_per_trial'\]: use n_episodes"):
+        evaluate_adaptation(DoNothing(), "PointRobot-v0", env_kwargs=dict(episodes_per_trial=2))
+    with pytest.raises(ValueError, match="env_id must make a trial environment"):
+        evaluate_adaptation(DoNothing(), lambda **kwargs: gym.make("CartPole-v1"))
     with pytest.raises(ValueError, match=r"tasks must .*\[\]"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", tasks=[])
 

@@ -1,20 +1,16 @@
 """Learning: what a memory is for, against the exact return of agents without one."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trmrl import TrMRLPPO
-from sb3_trmrl.common.evaluation import evaluate_adaptation
-from sb3_trmrl.envs.trial import TrialWrapper
-from tests.families import Cue
+from sb3_trmrl import TrMRLPPO, evaluate_adaptation
+from tests.families import Cue, cue_trials
 
 
-def cue_trials(**trial_kwargs) -> TrialWrapper:
-    trial_kwargs.pop("render_mode", None)
-    return TrialWrapper(Cue(), **trial_kwargs)
-
-
-def train(memory_reset: str) -> TrMRLPPO:
+def train(memory_reset: str = "trial", memory_length: int = 4, **kwargs: Any) -> TrMRLPPO:
     model = TrMRLPPO(
         "TrMRLPolicy",
         DummyVecEnv([lambda: cue_trials(episodes_per_trial=2) for _ in range(16)]),
@@ -28,20 +24,38 @@ def train(memory_reset: str) -> TrMRLPPO:
         device="cpu",
         policy_kwargs=dict(
             memory_reset=memory_reset,
-            memory_encoder_kwargs=dict(embed_dim=32, n_heads=4, n_layers=1, memory_length=4),
+            memory_encoder_kwargs=dict(embed_dim=32, n_heads=4, n_layers=1, memory_length=memory_length),
         ),
+        **kwargs,
     )
     return model.learn(16_000)
 
 
-def second_episode(model: TrMRLPPO) -> float:
+def second_episode(model: Any) -> float:
     return float(evaluate_adaptation(model, cue_trials, n_tasks=400, n_episodes=2, deterministic=False).curve[1])
 
 
 def test_memory_over_episodes_beats_every_agent_that_forgets():
-    assert second_episode(train("trial")) > 0.9  # the best return of agents that forget is Cue.chance == 0.25
+    assert second_episode(train()) > 0.9  # the best return without memory over episodes is Cue.chance == 0.25
 
 
-def test_an_agent_that_forgets_at_episodes_stays_at_chance():
+def test_the_papers_update_learns_too():
+    assert second_episode(train(two_phase_update=dict(value_learning_rate=1e-3))) > 0.9
+
+
+@pytest.mark.parametrize(("memory_reset", "memory_length"), [("episode", 4), ("trial", 1), ("trial", 3)])
+def test_agents_that_forget_stay_at_chance(memory_reset, memory_length):
     # Binomial standard deviation over 400 tasks: 0.02
-    np.testing.assert_allclose(second_episode(train("episode")), Cue.chance, atol=0.1)
+    np.testing.assert_allclose(second_episode(train(memory_reset, memory_length)), Cue.chance, atol=0.1)
+
+
+class Relay:
+    """Without memory: names the cue that it sees, else what it said last."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        cue, said = observation[:, :4], observation[:, 5:9]
+        return np.where(cue.any(axis=1), cue.argmax(axis=1), said.argmax(axis=1)), state
+
+
+def test_no_one_can_pass_the_cue_on_to_itself():
+    np.testing.assert_allclose(second_episode(Relay()), Cue.chance, atol=0.1)

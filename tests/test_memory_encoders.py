@@ -242,9 +242,12 @@ def test_unknown_encoder_gets_the_nearest_name():
     ("kwargs", "message"),
     [
         (dict(embed_dim=10, n_heads=4), r"embed_dim=10 and n_heads=4"),
-        (dict(n_heads=0), r"n_heads=0"),
-        (dict(memory_length=0), r"memory_length must be at least 1.*got 0"),
-        (dict(n_layers=0), r"n_layers must be at least 1, got 0"),
+        (dict(n_heads=0), r"n_heads must be an integer of at least 1, got 0"),
+        (dict(embed_dim=-4), r"embed_dim must be an integer of at least 1, got -4"),
+        (dict(ff_dim=0), r"ff_dim must be an integer of at least 1, got 0"),
+        (dict(memory_length=2.5), r"memory_length must be an integer of at least 1, got 2.5"),
+        (dict(memory_length=0), r"memory_length must be an integer of at least 1, got 0"),
+        (dict(n_layers=0), r"n_layers must be an integer of at least 1, got 0"),
         (dict(initialization="tfix"), r"initialization must be .* got 'tfix'"),
     ],
 )

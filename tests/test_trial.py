@@ -242,7 +242,7 @@ def test_option_task_is_for_one_trial() -> None:
         env.reset(options={"task": {"speed": 1.0}})
 
 
-def test_sample_tasks_uses_the_trial_generator_and_leaves_the_episodes_alone() -> None:
+def test_sample_tasks_has_a_stream_for_each_split_and_leaves_the_episodes_alone() -> None:
     env = TrialWrapper(Noisy())
     env.reset(seed=3)
     state = env.meta_env.np_random.bit_generator.state
@@ -251,7 +251,10 @@ def test_sample_tasks_uses_the_trial_generator_and_leaves_the_episodes_alone() -
     env.reset(seed=3)
     first = env.sample_tasks(2)
     env.reset(seed=3)
-    assert env.sample_tasks(2, split="test") == first
+    assert env.sample_tasks(20, split="test") != env.sample_tasks(20)
+    env.reset(seed=3)
+    env.sample_tasks(7, split="test")
+    assert env.sample_tasks(2) == first, "drawing from another split moves nothing"
 
 
 def test_wrapped_base_environment() -> None:

@@ -8,11 +8,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trmrl import TrMRLPolicy, TrMRLPPO
 from sb3_trmrl.envs.trial import TrialWrapper
+from sb3_trmrl.trmrl_ppo.two_phase_update import clipped_surrogate_loss, gaussian_nll
 from tests.families import ACTION_SPACES, Counter, ForeverOne, NoisyForever, counter_vec_env
 
 SMALL = dict(embed_dim=16, n_heads=4, n_layers=2, ff_dim=32, memory_length=5)
@@ -37,7 +40,7 @@ def make_model(env, n_steps: int = 13, batch_size: int = 8, memory=None, **kwarg
 
 
 class CheckRatio(BaseCallback):
-    """Before the first optimiser step of every iteration: the ratio is 1 and the values are those of acting."""
+    """Before the first optimiser step of every iteration the ratio is 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +54,6 @@ class CheckRatio(BaseCallback):
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, TrMRLPPO)
         buffer, policy = self.model.rollout_buffer, self.model.policy
-        # Values are stored in the unit of the update, which follows the targets; undo that for the comparison
         for batch in buffer.get(7):
             actions = batch.actions.long().flatten() if isinstance(self.model.action_space, spaces.Discrete) else batch.actions
             with th.no_grad():
@@ -126,6 +128,54 @@ def test_plain_environments_get_a_transformer_memory(use_sde):
     check = CheckRatio()
     model.learn(5 * 13, callback=check)
     assert check.worst < 1e-5 and check.reached_back > 0
+
+
+def test_training_uses_the_statistics_of_acting():
+    # One epoch of one minibatch: if anything had changed since the rollout, the ratio would not be exactly 1 in train()
+    env = counter_vec_env(2, episodes_per_trial=3, noise=1.0)
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=13, batch_size=26, n_epochs=1, seed=0, device="cpu")
+    for _ in range(4):
+        model.learn(26, reset_num_timesteps=False)
+        assert abs(model.logger.name_to_value["train/approx_kl"]) < 1e-6
+        assert model.logger.name_to_value["train/clip_fraction"] == 0.0
+    # Each step was taken into the statistics once, the context of a rollout not again
+    state = model.policy.state_dict()
+    assert int(state["normalizer.moments.token.count"]) == 4 * 26
+    assert not np.allclose(state["normalizer.shift_token"][:2], 0.0)
+
+
+def test_heads_see_the_current_token_when_mixed():
+    for head_input, n_inputs in (("latest", 16), ("mixed", 16 + 6)):
+        model = make_model(counter_vec_env(1), policy_kwargs=dict(head_input=head_input))
+        assert model.policy.mlp_extractor.policy_net[0].in_features == n_inputs
+    policy = model.policy
+    with th.no_grad():
+        for layer in policy.actor_memory.layers:  # the encoder's output no longer depends on the token
+            layer.attention.out_proj.weight.zero_()
+            layer.feed_forward_2.weight.zero_()
+        policy.actor_memory.embedding.weight.zero_()
+    actions = [model.predict(np.full((1, 6), value, np.float32), deterministic=True)[0] for value in (0.0, 1.0)]
+    assert not np.array_equal(*actions)
+
+
+@pytest.mark.parametrize("ortho_init", [True, False])
+def test_initial_weights_of_the_heads(ortho_init):
+    model = make_model(counter_vec_env(1), policy_kwargs=dict(net_arch=[64], ortho_init=ortho_init, output_scale=0.5))
+    action, value, hidden = model.policy.action_net, model.policy.value_net, model.policy.mlp_extractor.policy_net[0]
+    if ortho_init:
+        for layer, gain in ((action, 0.5), (value, 1.0), (hidden, np.sqrt(2))):
+            singular_values = th.linalg.svdvals(layer.weight.detach())
+            th.testing.assert_close(singular_values, th.full_like(singular_values, gain), atol=1e-4, rtol=0)
+    else:
+        for layer, gain in ((action, 0.5), (value, 1.0), (hidden, 1.0)):
+            bound = gain * np.sqrt(6 / sum(layer.weight.shape))
+            assert 0.9 * bound < layer.weight.abs().max().item() <= bound
+    assert not any(layer.bias.any() for layer in (action, value, hidden))
+
+
+def test_image_observations_get_a_cnn():
+    policy = TrMRLPolicy(spaces.Box(0, 255, (3, 36, 36), np.uint8), spaces.Discrete(2), lambda _: 1e-3)
+    assert isinstance(policy.features_extractor, NatureCNN)
 
 
 # -- Advantages ------------------------------------------------------------------------------------------------------
@@ -241,14 +291,57 @@ def test_predict_remembers_as_training_does():
     model = make_model(env, policy_kwargs=dict(memory_reset="episode"))
     model.learn(5 * 13 * 3)
     obs, starts, state = env.reset(), np.ones(3, dtype=bool), None
-    torch_state = model.policy.initial_state(3)
+    assert isinstance(obs, np.ndarray)
+    memories: list[list[np.ndarray]] = [[] for _ in range(3)]
+    n_inner_starts = 0
     for _ in range(25):  # several trials, each environment at a time of its own
         actions, state = model.predict(obs, state, starts, deterministic=True)
-        tokens, memory_starts = model.policy.enter_memory(th.as_tensor(obs), th.as_tensor(starts))
-        with th.no_grad():
-            expected, _, _, torch_state = model.policy(tokens, torch_state, memory_starts, deterministic=True)
-        np.testing.assert_allclose(actions, np.clip(expected.numpy(), -1, 1), atol=1e-6)
+        for slot in range(3):
+            token = obs[slot].copy()
+            if starts[slot] or token[-1] == 1.0:  # prev_done: a later episode starts, and forgets what happened before
+                n_inner_starts += int(not starts[slot])
+                memories[slot], token[2:] = [], 0.0
+            memories[slot] = [*memories[slot], token][-5:]
+            length = len(memories[slot])
+            window = np.zeros((1, 5, 6), dtype=np.float32)
+            window[0, :length] = memories[slot]
+            with th.no_grad():
+                tokens = model.policy._window_tokens(th.as_tensor(window))
+                features = model.policy.actor_memory.encode_windows(tokens, th.tensor([length]))
+                head_input = th.cat([features, tokens[:, length - 1]], dim=1)
+                expected = model.policy.action_net(model.policy.mlp_extractor.policy_net(head_input))
+            np.testing.assert_allclose(actions[slot], np.clip(expected.numpy()[0], -1, 1), atol=1e-6)
         obs, _, starts, _ = env.step(actions)
+        assert isinstance(obs, np.ndarray)
+    assert n_inner_starts > 3
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_memory_reset_episode_forgets_at_inner_episodes(image):
+    # Trials of 2 episodes of 3 steps: the memory is emptied every 3 steps, previous action, reward and done with it
+    env = counter_vec_env(1, tasks=[{"reward": 1.0, "length": 3.0}], image=image)
+    features = dict(features_extractor_kwargs=dict(cnn_output_dim=8)) if image else {}
+    model = make_model(env, n_steps=9, policy_kwargs=dict(memory_reset="episode", **features))
+    collect(model)
+    buffer = model.rollout_buffer
+    assert buffer.memory_lengths[4:, 0].tolist() == [1, 2, 3] * 3
+    if image:
+        rewards, dones, actions = (buffer.tokens[key][4:, 0] for key in ("prev_reward", "prev_done", "prev_action"))
+    else:
+        rewards, dones, actions = (buffer.tokens["token"][4:, 0, part] for part in (4, 5, slice(2, 4)))
+    assert rewards.flatten().tolist() == [0, 1, 1] * 3
+    assert not dones.any()
+    assert (actions == 0).all(axis=-1).tolist() == [True, False, False] * 3
+
+
+def test_a_token_whose_parts_are_hidden_cannot_be_forgotten_by_episodes():
+    def hidden() -> gym.Env:
+        trials = TrialWrapper(Counter(), 2)
+        return gym.wrappers.TransformObservation(trials, lambda token: token, spaces.Box(-np.inf, np.inf, (6,)))
+
+    with pytest.raises(ValueError, match=r"memory_reset='episode' needs the token's prev_done.*use memory_reset='trial'"):
+        TrMRLPPO("TrMRLPolicy", DummyVecEnv([hidden]), policy_kwargs=dict(memory_reset="episode"))
+    TrMRLPPO("TrMRLPolicy", DummyVecEnv([hidden]))
 
 
 def test_one_environment_in_a_batch_acts_as_it_does_alone():
@@ -326,6 +419,17 @@ def test_continue_in_mid_trial_keeps_the_memory():
     assert check.reached_back == 2
 
 
+def test_a_callback_that_stops_at_a_trials_end_leaks_nothing_into_the_next():
+    model = make_model(counter_vec_env(1, tasks=[{"reward": 1.0, "length": 3.0}]))  # trials of 6 steps
+    model.learn(100, callback=StopTrainingOnMaxEpisodes(max_episodes=1))
+    assert model.num_timesteps == 6 and model.rollout_buffer.pos == 6
+    check = CheckRatio()
+    model.learn(13, callback=check, reset_num_timesteps=False)
+    assert model.rollout_buffer.memory_lengths[4:, 0].tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6, 1]
+    assert model.rollout_buffer.episode_starts[:, 0].tolist() == [1, 0, 0, 0, 0, 0] * 2 + [1]
+    assert check.worst < 1e-5
+
+
 def test_set_env_starts_afresh():
     model = make_model(counter_vec_env(2, noise=1.0))
     model.learn(26)
@@ -350,6 +454,19 @@ def test_logged_keys_and_their_numbers():
     assert recorded["meta/adaptation_gain"] == 0.0
     assert "meta/return_episode_3" not in recorded
     assert recorded["time/total_timesteps"] == 13
+
+
+def test_trials_of_different_lengths_are_logged_by_episode():
+    task = [{"reward": 1.0, "length": 2.0}]
+    model = make_model(counter_vec_env(1, episodes_per_trial=2, tasks=task))
+    model.learn(13)
+    model.set_env(counter_vec_env(1, episodes_per_trial=3, tasks=task))
+    model.learn(13, reset_num_timesteps=False)
+    values = model.logger.name_to_value
+    model.logger.dump = lambda step=0: None
+    model.dump_logs()
+    assert [values[f"meta/return_episode_{i}"] for i in (1, 2, 3)] == [2.0, 2.0, 2.0]
+    assert values["meta/adaptation_gain"] == 0.0
 
 
 # -- The paper's update ----------------------------------------------------------------------------------------------
@@ -403,10 +520,33 @@ def test_two_phase_targets_are_discounted_returns_of_the_trial():
     np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], [2 - 0.5 ** (5 - t) for t in range(6)], rtol=1e-6)
 
 
+def test_losses_of_the_papers_update():
+    values, targets, log_std = th.tensor([0.0, 1.0]), th.tensor([1.0, -1.0]), th.tensor(0.3)
+    normal = th.distributions.Normal(values, log_std.exp())
+    constant = 0.5 * np.log(2 * np.pi)
+    th.testing.assert_close(gaussian_nll(values, targets, log_std), -normal.log_prob(targets).mean() - constant)
+    # min(A r, A clip(r, 0.8, 1.2)): a good action is worth at most 1.2 A, a bad one at least 0.8 A, whatever it costs more
+    advantages, ratio = th.tensor([1.0, 1.0, -1.0, -1.0]), th.tensor([1.5, 0.5, 1.5, 0.5])
+    th.testing.assert_close(clipped_surrogate_loss(advantages, ratio, 0.2), th.tensor(-(1.2 + 0.5 - 1.5 - 0.8) / 4))
+
+
+def test_two_phase_update_stops_at_the_target_kl():
+    updates = []
+    for target_kl in (None, 1e-12):
+        model = make_model(counter_vec_env(1), two_phase_update=dict(value_learning_rate=1e-3), target_kl=target_kl)
+        model.learn(13)
+        updates.append(model._n_updates)
+    assert updates == [2, 1]
+
+
 def test_learning_rates_decay_log_linearly_between_two_iterations():
     model = make_model(
         counter_vec_env(1),
-        two_phase_update=dict(value_learning_rate=1e-3, policy_decay=dict(start=1, end=3, factor=0.01)),
+        two_phase_update=dict(
+            value_learning_rate=1e-3,
+            policy_decay=dict(start=1, end=3, factor=0.01),
+            value_decay=dict(start=0, end=2, factor=0.25),
+        ),
     )
     rates = []
 
@@ -420,7 +560,7 @@ def test_learning_rates_decay_log_linearly_between_two_iterations():
     model.learn(6 * 13, callback=Record())
     # The rate of iteration i is seen at the start of rollout i + 1
     np.testing.assert_allclose([policy for policy, _ in rates[1:]], [3e-3, 3e-3, 3e-4, 3e-5, 3e-5], rtol=1e-6)
-    assert {value for _, value in rates[1:]} == {1e-3}
+    np.testing.assert_allclose([value for _, value in rates[1:]], [1e-3, 5e-4, 2.5e-4, 2.5e-4, 2.5e-4], rtol=1e-6)
 
 
 # -- Bad input -------------------------------------------------------------------------------------------------------
@@ -440,7 +580,7 @@ def test_wrong_pairs_of_policy_and_algorithm():
     [
         (dict(memory_encoder="transformer"), "memory_encoder must be one of .* got 'transformer'"),
         (dict(memory_encoder_kwargs=dict(embed_dim=10, n_heads=4)), "embed_dim=10 and n_heads=4"),
-        (dict(memory_encoder_kwargs=dict(memory_length=0)), "memory_length must be at least 1.*got 0"),
+        (dict(memory_encoder_kwargs=dict(memory_length=0)), "memory_length must be an integer of at least 1, got 0"),
         (dict(memory_reset="never"), "memory_reset must be one of .* got 'never'"),
         (dict(head_input="full"), "head_input must be one of .* got 'full'"),
         (dict(critic="none"), "critic must be one of .* got 'none'"),
@@ -467,6 +607,7 @@ def test_bad_policy_options(policy_kwargs, message):
             "factor .* must be positive, got 0.0",
         ),
         (dict(clip_range_vf=-1.0), "clip_range_vf must be positive, got -1.0"),
+        (dict(rollout_buffer_class=RolloutBuffer), "rollout_buffer_class must be a subclass .* got RolloutBuffer"),
     ],
 )
 def test_bad_algorithm_options(kwargs, message):
@@ -492,7 +633,7 @@ def test_predict_names_what_does_not_fit():
     with pytest.raises(ValueError, match=r"shape.*\(5,\).*\(6,\)|\(6,\).*\(5,\)"):
         model.predict(obs[0, :5])
     _, state = model.predict(obs)
-    with pytest.raises(ValueError, match=r"state holds the memory of 2 environment\(s\), the observation is of 1"):
+    with pytest.raises(ValueError, match=r"state must hold arrays of shapes \[\(1, 5, 6\), \(1,\)\] for 1 environment"):
         model.predict(obs[:1], state)
     with pytest.raises(ValueError, match=r"episode_start must have one entry per environment \(2\), got shape \(3,\)"):
         model.predict(obs, state, np.zeros(3))
@@ -501,27 +642,37 @@ def test_predict_names_what_does_not_fit():
 
 
 class Broken(gym.Wrapper):
-    """Returns NaN as reward or observation at its fifth step."""
+    """Returns ``value`` as reward or observation at its fifth step, or as its first or last observation of 6 steps."""
 
-    def __init__(self, env, what: str):
+    def __init__(self, env, where: str, value: float):
         super().__init__(env)
-        self.what, self.steps = what, 0
+        self.where, self.value, self.steps = where, value, 0
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        return (obs * self.value if self.where == "first observation" else obs), info
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.steps += 1
-        if self.steps == 5:
-            obs, reward = (obs * np.nan, reward) if self.what == "observation" else (obs, float("nan"))
-        return obs, reward, terminated, truncated, info
+        if (self.steps == 5 and self.where == "observation") or (self.steps == 6 and self.where == "terminal observation"):
+            obs = obs * self.value
+        if self.steps == 5 and self.where == "reward":
+            reward = self.value
+        return obs, reward, terminated, self.steps == 6, info
 
 
-@pytest.mark.parametrize("what", ["observation", "reward"])
-def test_nan_from_an_environment_is_refused_and_no_weight_becomes_nan(what):
-    envs = [lambda: gym.make("Pendulum-v1"), lambda: Broken(gym.make("Pendulum-v1"), what)]
-    model = make_model(DummyVecEnv(envs), n_steps=3)
-    with pytest.raises(ValueError, match=f"slot 1 returned a {what} with NaN"):
+@pytest.mark.parametrize("where", ["observation", "reward", "first observation", "terminal observation"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_and_poisons_nothing(where, value):
+    def broken() -> gym.Env:
+        return Broken(gym.make("Pendulum-v1"), where, value)
+
+    model = make_model(DummyVecEnv([lambda: gym.make("Pendulum-v1"), broken]), n_steps=3)
+    with pytest.raises(ValueError, match=f"slot 1 returned a {where.removeprefix('first ')} that is not finite"):
         model.learn(60)
-    assert all(tensor.isfinite().all() for tensor in model.policy.parameters())
+    # Only the clipping limits of parts that are not normalised are infinite
+    assert all(t.isfinite().all() for name, t in model.policy.state_dict().items() if "limit" not in name)
 
 
 def test_a_gradient_that_is_not_finite_is_refused():

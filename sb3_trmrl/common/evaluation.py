@@ -9,7 +9,6 @@ import numpy as np
 
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.envs.meta_env import Task
-from sb3_trmrl.envs.registration import make_trial_env
 from sb3_trmrl.envs.trial import TrialWrapper
 
 
@@ -83,7 +82,7 @@ def evaluate_adaptation(
     longer than those of training.
 
     :param model: Anything with SB3's ``predict``
-    :param env_id: Registered id of a task family, or a callable that makes its trial environment and takes the keyword
+    :param env_id: Registered id of a trial environment, or a callable that makes its trial environment and takes the keyword
         arguments ``episodes_per_trial`` and ``split``
     :param n_tasks: Number of tasks
     :param n_episodes: Episodes per trial
@@ -93,19 +92,23 @@ def evaluate_adaptation(
     :param env_kwargs: Further keyword arguments of the environment, for example ``dict(horizon=100)``
     :param tasks: Play these tasks instead of drawing ``n_tasks`` of them
     :return: Returns, lengths and successes by task and episode
-    :raises ValueError: for an unknown split, a bad number, a task that does not fit
+    :raises ValueError: for an unknown split, a bad number, a task that does not fit, an environment without trials
     """
+    taken = {"episodes_per_trial", "split", "tasks"} & set(env_kwargs or {})
+    if taken:
+        raise ValueError(f"env_kwargs must not hold {sorted(taken)}: use n_episodes, split and tasks of evaluate_adaptation.")
     env_kwargs = {**(env_kwargs or {}), "episodes_per_trial": n_episodes, "split": split}
     if tasks is None:
-        family = (make_trial_env(env_id, **env_kwargs) if isinstance(env_id, str) else env_id(**env_kwargs)).unwrapped
-        assert isinstance(family, TrialWrapper), f"{env_id} makes no TrialWrapper but {family}"
+        family = (gym.make(env_id, **env_kwargs) if isinstance(env_id, str) else env_id(**env_kwargs)).unwrapped
+        if not isinstance(family, TrialWrapper):
+            raise ValueError(f"env_id must make a trial environment (a TrialWrapper), {env_id!r} makes {family}.")
         family.reset(seed=seed)
         tasks = family.sample_tasks(n_tasks)
         family.close()
     if len(tasks) == 0:
         raise ValueError("tasks must hold at least one task (or be None to draw n_tasks of them), got [].")
     n_tasks = len(tasks)
-    # A stream of its own: SB3 seeds slot i with seed + i, and seed itself drew the tasks
+    # Episodes that training with the same seed has not started from: SB3 seeds slot i with seed + i
     slot_seed = int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31)
     vec_env = make_meta_vec_env(env_id, n_envs=n_tasks, seed=slot_seed, env_kwargs=env_kwargs, tasks=tasks)
     trials: dict[int, dict[str, Any]] = {}

@@ -125,7 +125,8 @@ class ValueScale(nn.Module):
     """
     Root mean square of all value targets seen: the unit in which the value network predicts.
 
-    Scaled but not centred, so that the sign of a return keeps its meaning, and never zero. One before the first update.
+    Scaled but not centred, so that the sign of a return keeps its meaning. One before the first update and as long as all
+    targets are zero.
     """
 
     mean_square: th.Tensor
@@ -139,7 +140,9 @@ class ValueScale(nn.Module):
     @property
     def scale(self) -> float:
         """Size of one unit of value, in rewards."""
-        return math.sqrt(float(self.mean_square)) + 1e-8
+        mean_square = float(self.mean_square)
+        # Without any reward yet there is nothing to measure with
+        return math.sqrt(mean_square) if mean_square > 1e-8 else 1.0
 
     @th.no_grad()
     def update(self, targets: np.ndarray) -> None:

@@ -7,8 +7,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, create_mlp
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -77,8 +83,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     :param full_std: As in SB3, for gSDE
     :param use_expln: As in SB3, for gSDE
     :param squash_output: As in SB3, for gSDE
-    :param features_extractor_class: Makes a token from one observation; by default SB3's flatten extractor, or its combined
-        extractor (a CNN for image keys) for Dict observations
+    :param features_extractor_class: Makes a token from one observation; by default SB3's flatten extractor, its CNN
+        for images, or its combined extractor (a CNN for image keys) for Dict observations
     :param features_extractor_kwargs: Its keyword arguments
     :param normalize_images: Whether to divide images by 255
     :param optimizer_class: The optimizer, ``th.optim.Adam`` by default
@@ -147,8 +153,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.normalize_observations = normalize_observations
         self.value_log_std_init = value_log_std_init
         if features_extractor_class is None:
-            is_dict = isinstance(observation_space, spaces.Dict)
-            features_extractor_class = CombinedExtractor if is_dict else FlattenExtractor
+            if isinstance(observation_space, spaces.Dict):
+                features_extractor_class = CombinedExtractor
+            else:
+                features_extractor_class = NatureCNN if is_image_space(observation_space) else FlattenExtractor
         super().__init__(
             observation_space,
             action_space,
@@ -418,10 +426,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             memory_state = self.actor_memory.initial_state(n_envs)
         else:
             memory_state = tuple(th.as_tensor(part, device=self.device) for part in state)
-            if any(len(part) != n_envs for part in memory_state):
+            expected = [tuple(part.shape) for part in self.actor_memory.initial_state(n_envs)]
+            got = [tuple(part.shape) for part in memory_state]
+            if got != expected:
                 raise ValueError(
-                    f"state holds the memory of {len(memory_state[0])} environment(s), the observation is of {n_envs}: "
-                    "pass state=None when the number of environments changes."
+                    f"state must hold arrays of shapes {expected} for {n_envs} environment(s), got {got}: pass what the last "
+                    "call of this model returned, and state=None when the number of environments changes."
                 )
         starts = np.zeros(n_envs, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool).reshape(-1)
         if len(starts) != n_envs:

@@ -1,6 +1,7 @@
 """Trials: several episodes of one task as one gymnasium episode with token observations (docs/guide/concepts.md)."""
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,8 +119,8 @@ class TrialWrapper(gym.Env[Any, Any]):
     ``"success"`` to both (any step of the episode; a list in the latter) and ``info["is_success"]``, the success of the
     last episode.
 
-    **Randomness.** ``reset(seed=...)`` re-seeds everything. Tasks come from a stream of their own, so the same seed meets
-    the same tasks whatever the policy does.
+    **Randomness.** ``reset(seed=...)`` re-seeds everything. Tasks come from a stream of their own, one for each split, so
+    the same seed meets the same tasks whatever the policy does, and other tasks in another split.
 
     :param env: A :class:`MetaEnv`, possibly wrapped.
     :param episodes_per_trial: Episodes of one task in a trial.
@@ -155,6 +156,8 @@ class TrialWrapper(gym.Env[Any, Any]):
         self._next_task = 0
         if tasks is not None:
             self.set_tasks(tasks)
+        self._seed: int | None = None
+        self._task_generators: dict[str, np.random.Generator] = {}
         self._running = False
         # The trial so far, one entry per finished episode
         self._returns: list[float] = []
@@ -180,12 +183,17 @@ class TrialWrapper(gym.Env[Any, Any]):
         :param split: One of the family's splits; None is the split of this environment.
         :return: The tasks.
         """
+        split = self.meta_env.check_split(self.split if split is None else split)
+        if split not in self._task_generators:
+            # The split is part of the seed: with one seed for training and testing, no task of the one is met in the other.
+            entropy = int(self.np_random.integers(2**31)) if self._seed is None else self._seed
+            self._task_generators[split] = np.random.default_rng([entropy, zlib.crc32(split.encode())])
         # The base environment's generator is for its episodes; lend it ours, so that tasks do not depend on how much
         # randomness the episodes before have used.
         episode_generator = self.meta_env.np_random
-        self.meta_env.np_random = self.np_random
+        self.meta_env.np_random = self._task_generators[split]
         try:
-            return self.meta_env.sample_tasks(n, self.split if split is None else split)
+            return self.meta_env.sample_tasks(n, split)
         finally:
             self.meta_env.np_random = episode_generator
 
@@ -236,6 +244,8 @@ class TrialWrapper(gym.Env[Any, Any]):
         if seed is not None:
             episode_seed = int(self.np_random.integers(2**31))
             self._next_task = 0
+            self._seed = seed
+            self._task_generators = {}
         self.meta_env.set_task(self._choose_task(options))
         observation, info = self.env.reset(seed=episode_seed)
         self._returns, self._lengths, self._successes = [], [], []
@@ -281,9 +291,8 @@ class TrialWrapper(gym.Env[Any, Any]):
             info["trial"]["success"] = self._successes
             info["is_success"] = self._successes[-1]
         terminated = bool(terminated)
-        # prev_done of the terminal token is 1 only after a real end. A time limit's bootstrap value is that of a state
-        # which goes on, so its token has to look as if it did; and a memory that is reset per episode resets on
-        # prev_done, which would throw away what that value depends on.
+        # prev_done of the terminal token is 1 only after a real end: what a time limit cut would have gone on, and a value of
+        # that state must not look like that of a new episode.
         token = self._make_token(observation, prev_action, reward, float(terminated))
         return token, reward, terminated, not terminated, info
 

@@ -22,7 +22,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, embed_dim: int, n_heads: int):
         super().__init__()
-        if n_heads < 1 or embed_dim % n_heads != 0:
+        if embed_dim % n_heads != 0:
             raise ValueError(
                 f"embed_dim must be divisible by n_heads, got embed_dim={embed_dim} and n_heads={n_heads}: "
                 "the heads share the embedding evenly, choose for example n_heads=4 with embed_dim=128."

@@ -71,12 +71,15 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
         initialization: Literal["trmrl", "tfixup", "xavier"] = "trmrl",
         scale_embedding: bool = False,
     ):
+        ff_dim = 4 * embed_dim if ff_dim is None else ff_dim
+        for name, size in dict(
+            embed_dim=embed_dim, n_heads=n_heads, n_layers=n_layers, ff_dim=ff_dim, memory_length=memory_length
+        ).items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
         super().__init__(token_dim, features_dim=embed_dim, memory_length=memory_length)
-        if n_layers < 1:
-            raise ValueError(f"n_layers must be at least 1, got {n_layers}.")
         if initialization not in ("trmrl", "tfixup", "xavier"):
             raise ValueError(f"initialization must be 'trmrl', 'tfixup' or 'xavier', got {initialization!r}.")
-        ff_dim = 4 * embed_dim if ff_dim is None else ff_dim
         self.embedding_scale = math.sqrt(embed_dim) if scale_embedding else 1.0
         # No bias (author's code); the positions have one already
         self.embedding = nn.Linear(token_dim, embed_dim, bias=False)

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_trmrl.common.buffers import WorkingMemoryRolloutBuffer
@@ -19,7 +19,7 @@ from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.memory_encoders import MemoryState
 from sb3_trmrl.trmrl_ppo.policies import TrMRLPolicy
-from sb3_trmrl.trmrl_ppo.two_phase_update import TwoPhaseUpdate, gaussian_nll
+from sb3_trmrl.trmrl_ppo.two_phase_update import TwoPhaseUpdate, train_in_two_phases
 
 SelfTrMRLPPO = TypeVar("SelfTrMRLPPO", bound="TrMRLPPO")
 
@@ -116,7 +116,7 @@ class TrMRLPPO(PPO):
         if self.two_phase_update is not None and clip_range_vf is not None:
             raise ValueError(f"clip_range_vf={clip_range_vf} has no effect with two_phase_update: leave one of them out.")
         self.trial_info_buffer: deque[dict[str, Any]] | None = None
-        self._n_iterations = 0
+        self.n_iterations = 0
         super().__init__(
             policy,
             env,
@@ -146,7 +146,7 @@ class TrMRLPPO(PPO):
             _init_setup_model=False,
         )
         if self.env is not None:
-            self._check_normalization(self.env)
+            self._check_tokens(self.env)
         if _init_setup_model:
             self._setup_model()
 
@@ -164,17 +164,26 @@ class TrMRLPPO(PPO):
             raise ValueError(self._policy_error(policy_name))
         return super()._get_policy_from_name(policy_name)
 
-    @staticmethod
-    def _check_normalization(env: VecEnv) -> None:
-        vec_normalize = unwrap_vec_normalize(env)
-        if vec_normalize is None or not vec_normalize.norm_obs:
-            return
-        space, keys = vec_normalize.observation_space, vec_normalize.norm_obs_keys or []
-        if isinstance(space, TokenSpace) or (isinstance(space, spaces.Dict) and "prev_done" in keys):
+    def _check_tokens(self, env: VecEnv) -> None:
+        space = env.observation_space
+        has_parts = isinstance(space, TokenSpace) or (isinstance(space, spaces.Dict) and "prev_done" in space.spaces)
+        forgets = self.policy_kwargs.get("memory_reset") == "episode"
+        if forgets and not has_parts and env.has_attr("episodes_per_trial"):
             raise ValueError(
-                "VecNormalize(norm_obs=True) would normalise the previous action and done of the token too, which tell "
-                "episodes apart: use VecNormalize(norm_obs=False) or no VecNormalize, and let the policy normalise "
-                "(policy_kwargs=dict(normalize_observations=True), the default)."
+                "memory_reset='episode' needs the token's prev_done to tell the episodes of a trial apart, but a wrapper "
+                f"around the trial environment hides the token's parts: the observation space is {space}. Wrap the MetaEnv "
+                "inside TrialWrapper instead, or use memory_reset='trial'."
+            )
+        vec_normalize = unwrap_vec_normalize(env)
+        if not has_parts or vec_normalize is None or not vec_normalize.norm_obs:
+            return
+        if isinstance(space, TokenSpace) or {"prev_action", "prev_reward", "prev_done"} & set(
+            vec_normalize.norm_obs_keys or []
+        ):
+            raise ValueError(
+                "VecNormalize(norm_obs=True) would normalise the previous action, reward and done of the token too, which "
+                "tell what happened: use VecNormalize(norm_obs=False), leave these keys out of norm_obs_keys, or use no "
+                "VecNormalize, and let the policy normalise (policy_kwargs=dict(normalize_observations=True), the default)."
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -186,7 +195,7 @@ class TrMRLPPO(PPO):
         """
         super().set_env(env, force_reset)
         assert self.env is not None
-        self._check_normalization(self.env)
+        self._check_tokens(self.env)
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -196,7 +205,12 @@ class TrMRLPPO(PPO):
         ).to(self.device)
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = WorkingMemoryRolloutBuffer
-        self.rollout_buffer = self.rollout_buffer_class(  # type: ignore[assignment]
+        if not issubclass(self.rollout_buffer_class, WorkingMemoryRolloutBuffer):
+            raise ValueError(
+                "rollout_buffer_class must be a subclass of WorkingMemoryRolloutBuffer, since others hand out no working "
+                f"memories; got {self.rollout_buffer_class.__name__}. Leave it out for the default."
+            )
+        self.rollout_buffer = self.rollout_buffer_class(
             self.n_steps,
             self.observation_space,
             self.action_space,
@@ -204,7 +218,7 @@ class TrMRLPPO(PPO):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
-            context_length=self.policy.context_length,  # type: ignore[call-arg]
+            context_length=self.policy.context_length,
             **self.rollout_buffer_kwargs,
         )
         self.clip_range = FloatSchedule(self.clip_range)
@@ -213,6 +227,8 @@ class TrMRLPPO(PPO):
                 raise ValueError(f"clip_range_vf must be positive, got {self.clip_range_vf}: pass None to switch it off.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
 
+        if isinstance(self.two_phase_update, dict):  # given to load()
+            self.two_phase_update = TwoPhaseUpdate(**self.two_phase_update)
         if self.two_phase_update is not None:
             optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
             self.policy.optimizer = optimizer_class(
@@ -243,6 +259,8 @@ class TrMRLPPO(PPO):
     ) -> tuple[int, BaseCallback]:
         if self.trial_info_buffer is None or reset_num_timesteps:
             self.trial_info_buffer = deque(maxlen=self._stats_window_size)
+        if reset_num_timesteps:
+            self.n_iterations = 0
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def collect_rollouts(
@@ -260,6 +278,7 @@ class TrMRLPPO(PPO):
         """
         assert isinstance(rollout_buffer, WorkingMemoryRolloutBuffer), f"{rollout_buffer} does not hand out working memories"
         assert self._last_obs is not None, "No previous observation was provided"
+        self._check_finite("observation", self._last_obs)
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
 
@@ -294,13 +313,13 @@ class TrMRLPPO(PPO):
                     clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self._check_finite(new_obs, rewards)
+            self._check_finite("observation", new_obs)
+            self._check_finite("reward", rewards)
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
             callback.update_locals(locals())
-            if not callback.on_step():
-                return False
+            go_on = callback.on_step()
 
             self._update_info_buffer(infos, dones)
             n_steps += 1
@@ -324,6 +343,9 @@ class TrMRLPPO(PPO):
             )
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
+            if not go_on:
+                # Only now: the memory of a continued training must know this step, and where its trial ended
+                return False
 
         with th.no_grad():
             # Compute value for the last timestep
@@ -363,7 +385,7 @@ class TrMRLPPO(PPO):
         trials = [idx for idx in cut if "trial" in infos[idx]]
         if self.bootstrap_trial_end and trials:
             behind[trials] = values[trials].cpu().numpy().flatten()
-        plain = [idx for idx in cut if "trial" not in infos[idx]]
+        plain = [idx for idx in cut if "trial" not in infos[idx] and infos[idx].get("terminal_observation") is not None]
         if plain:
             behind[plain] = self._terminal_values([infos[idx]["terminal_observation"] for idx in plain], plain, memory_state)
         return behind
@@ -374,6 +396,7 @@ class TrMRLPPO(PPO):
             stacked: Any = {key: np.stack([obs[key] for obs in observations]) for key in self.observation_space.spaces}
         else:
             stacked = np.stack(observations)
+        self._check_finite("terminal observation", stacked, slots)
         obs_tensor, _ = self.policy.obs_to_tensor(stacked)
         with th.no_grad():
             no_starts = th.zeros(len(slots), dtype=th.bool, device=self.device)
@@ -381,15 +404,16 @@ class TrMRLPPO(PPO):
             return self.policy.predict_values(obs_tensor, slot_state, no_starts).cpu().numpy().flatten()
 
     @staticmethod
-    def _check_finite(obs: Any, rewards: np.ndarray) -> None:
-        parts = {"reward": rewards, **(obs if isinstance(obs, dict) else {"observation": obs})}
-        for name, values in parts.items():
-            if values.dtype.kind == "f" and np.isnan(values).any():
-                slot = int(np.flatnonzero(np.isnan(values).reshape(len(values), -1).any(axis=1))[0])
-                raise ValueError(
-                    f"The environment in slot {slot} returned a {name} with NaN ({values[slot]}); expected finite numbers. "
-                    "Nothing was learned from it; mend the environment (stable_baselines3's VecCheckNan tells the step)."
-                )
+    def _check_finite(what: str, values: Any, slots: list[int] | None = None) -> None:
+        for name, part in values.items() if isinstance(values, dict) else [(what, values)]:
+            if part.dtype.kind != "f" or np.isfinite(part).all():
+                continue
+            row = int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))[0])
+            label = what if name == what else f"{what} {name!r}"
+            raise ValueError(
+                f"The environment in slot {slots[row] if slots else row} returned a {label} that is not finite ({part[row]}). "
+                "Nothing was learned from it; mend the environment (stable_baselines3's VecCheckNan tells the step)."
+            )
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
@@ -403,10 +427,12 @@ class TrMRLPPO(PPO):
         :param iteration: Current logging iteration
         """
         if self.trial_info_buffer:
-            curve = np.mean([trial["returns"] for trial in self.trial_info_buffer], axis=0)
-            for index, episode_return in enumerate(curve, start=1):
-                self.logger.record(f"meta/return_episode_{index}", float(episode_return))
-            self.logger.record("meta/adaptation_gain", float(curve[-1] - curve[0]))
+            # Trials of different lengths meet when the environment changed
+            returns = [trial["returns"] for trial in self.trial_info_buffer]
+            for index in range(max(map(len, returns))):
+                reached = [episodes[index] for episodes in returns if len(episodes) > index]
+                self.logger.record(f"meta/return_episode_{index + 1}", float(np.mean(reached)))
+            self.logger.record("meta/adaptation_gain", float(np.mean([episodes[-1] - episodes[0] for episodes in returns])))
         super().dump_logs(iteration)
 
     # -- Training ----------------------------------------------------------------------------------------------------
@@ -419,91 +445,13 @@ class TrMRLPPO(PPO):
         if self.two_phase_update is None:
             super().train()
         else:
-            self._train_in_two_phases()
-        self._n_iterations += 1
+            train_in_two_phases(self, self.two_phase_update)
+        self.n_iterations += 1
         if self.policy.normalizer is not None:
             context = self.rollout_buffer.context_length
             tokens = {key: array[context:] for key, array in self.rollout_buffer.tokens.items()}
             # (n_steps, n_envs, ...) -> (n_steps * n_envs, ...)
             self.policy.normalizer.update({key: part.reshape(-1, *part.shape[2:]) for key, part in tokens.items()})
-
-    def _train_in_two_phases(self) -> None:
-        """The paper's update (author's code): all policy epochs, then all value epochs."""
-        settings = self.two_phase_update
-        assert settings is not None
-        self.policy.set_training_mode(True)
-        policy_factor, value_factor = (
-            1.0 if decay is None else decay(self._n_iterations) for decay in (settings.policy_decay, settings.value_decay)
-        )
-        policy_lr = self.lr_schedule(self._current_progress_remaining) * policy_factor
-        for optimizer, lr in (
-            (self.policy.optimizer, policy_lr),
-            (self.value_optimizer, settings.value_learning_rate * value_factor),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-        log: dict[str, list[float]] = {
-            key: [] for key in ("policy_gradient_loss", "entropy_loss", "approx_kl", "clip_fraction", "value_loss")
-        }
-
-        continue_training = True
-        for _epoch in range(self.n_epochs):
-            for batch in self.rollout_buffer.get(self.batch_size):
-                _, log_prob, entropy = self.policy.evaluate_actions(batch.observations, self._for_distribution(batch.actions))
-                advantages = batch.advantages
-                if self.normalize_advantage and len(advantages) > 1:
-                    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-                log_ratio = log_prob - batch.old_log_prob
-                ratio = th.exp(log_ratio)
-                # Clipped surrogate objective (PPO, arXiv 1707.06347, eq. 7)
-                policy_loss = -th.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
-                entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
-                with th.no_grad():
-                    approx_kl = ((ratio - 1) - log_ratio).mean().item()
-                log["policy_gradient_loss"].append(policy_loss.item())
-                log["entropy_loss"].append(entropy_loss.item())
-                log["approx_kl"].append(approx_kl)
-                log["clip_fraction"].append(((ratio - 1).abs() > clip_range).float().mean().item())
-                if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
-                    continue_training = False
-                    break
-                self._optimize(self.policy.optimizer, policy_loss + self.ent_coef * entropy_loss)
-            self._n_updates += 1
-            if not continue_training:
-                break
-
-        for _epoch in range(self.n_epochs):
-            for batch in self.rollout_buffer.get(self.batch_size):
-                values = self.policy.evaluate_values(batch.observations)
-                if self.policy.value_log_std_init is None:
-                    value_loss = (values.flatten() - batch.returns).pow(2).mean()
-                else:
-                    # Gaussian negative log-likelihood of the Monte-Carlo return of the trial (Melo 2022, author's code)
-                    value_loss = gaussian_nll(values.flatten(), batch.returns, self.policy.value_log_std)
-                log["value_loss"].append(value_loss.item())
-                self._optimize(self.value_optimizer, value_loss)
-
-        for key, numbers in log.items():
-            self.logger.record(f"train/{key}", float(np.mean(numbers)))
-        buffer = self.rollout_buffer
-        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
-        self.logger.record("train/learning_rate", policy_lr)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
-
-    def _for_distribution(self, actions: th.Tensor) -> th.Tensor:
-        # Convert discrete action from float to long
-        return actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions
-
-    def _optimize(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
 
     def learn(
         self: SelfTrMRLPPO,
