@@ -36,11 +36,12 @@ def second_episode(model: Any) -> float:
 
 
 def test_memory_over_episodes_beats_every_agent_that_forgets():
-    assert second_episode(train()) > 0.9  # the best return without memory over episodes is Cue.chance == 0.25
+    # The best return without a memory over episodes is Cue.chance == 0.25, see the tests below
+    assert second_episode(train()) > Cue.chance + 0.65
 
 
 def test_the_papers_update_learns_too():
-    assert second_episode(train(two_phase_update=dict(value_learning_rate=1e-3))) > 0.9
+    assert second_episode(train(two_phase_update=dict(value_learning_rate=1e-3))) > Cue.chance + 0.65
 
 
 @pytest.mark.parametrize(("memory_reset", "memory_length"), [("episode", 4), ("trial", 1), ("trial", 3)])
