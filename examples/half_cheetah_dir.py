@@ -8,7 +8,7 @@ curve between two references:
   gains in one it loses in the other, and torque costs: it stands still.
 - oracle: the same algorithm and number of steps, but it sees the direction in its observation and needs no memory.
 
-Run: python examples/half_cheetah_dir.py                  (400,000 steps each for TrMRL and the oracle; about 10 minutes)
+Run: python examples/half_cheetah_dir.py                  (800,000 steps each for TrMRL and the oracle; about 10 minutes)
 """
 
 import argparse
@@ -86,7 +86,7 @@ def train(env_id: str | Callable[..., TrialWrapper], memory_length: int, args: a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Meta-train TrMRL on HalfCheetahDir, adapt, show.")
-    parser.add_argument("--timesteps", type=int, default=400_000, help="steps of meta-training, for TrMRL and for the oracle")
+    parser.add_argument("--timesteps", type=int, default=800_000, help="steps of meta-training, for TrMRL and for the oracle")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("half_cheetah_dir.png"), help="where the picture goes")
     args = parser.parse_args()

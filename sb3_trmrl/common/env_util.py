@@ -7,6 +7,7 @@ import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_trmrl.common.vec_env import MujocoVecEnv
 from sb3_trmrl.envs.meta_env import Task
 
 
@@ -31,6 +32,18 @@ class _GymMake:
             return gym.make(self.env_id, **env_kwargs)
 
 
+def _fastest_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **vec_env_kwargs: Any) -> VecEnv:
+    """
+    :param env_fns: Functions that make the environments.
+    :param vec_env_kwargs: Keywords for the vectorised environment.
+    :return: ``MujocoVecEnv`` if it can step them, else ``DummyVecEnv``.
+    """
+    # Made once: a monitor would write its file again
+    envs = [env_fn() for env_fn in env_fns]
+    vec_env_cls: Callable[..., VecEnv] = MujocoVecEnv if MujocoVecEnv.can_step(envs) else DummyVecEnv
+    return vec_env_cls([lambda env=env: env for env in envs], **vec_env_kwargs)
+
+
 def make_meta_vec_env(
     env_id: str | Callable[..., gym.Env[Any, Any]],
     n_envs: int = 1,
@@ -38,7 +51,7 @@ def make_meta_vec_env(
     start_index: int = 0,
     monitor_dir: str | None = None,
     env_kwargs: dict[str, Any] | None = None,
-    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | None = None,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | type[MujocoVecEnv] | None = None,
     vec_env_kwargs: dict[str, Any] | None = None,
     monitor_kwargs: dict[str, Any] | None = None,
     tasks: Sequence[Task] | None = None,
@@ -52,7 +65,7 @@ def make_meta_vec_env(
     :param start_index: Index of the first slot.
     :param monitor_dir: Folder for monitor files; None writes none.
     :param env_kwargs: Keywords for every environment: ``episodes_per_trial``, ``split``, ``horizon``, ...
-    :param vec_env_cls: Default: ``DummyVecEnv``.
+    :param vec_env_cls: Default: ``MujocoVecEnv`` for the MuJoCo families, else ``DummyVecEnv``.
     :param vec_env_kwargs: Keywords for it.
     :param monitor_kwargs: Keywords for ``Monitor``.
     :param tasks: One task for each slot, which plays nothing else. (``env_kwargs["tasks"]`` is another thing: a list that
@@ -75,7 +88,7 @@ def make_meta_vec_env(
         start_index=start_index,
         monitor_dir=monitor_dir,
         env_kwargs=env_kwargs,
-        vec_env_cls=vec_env_cls,
+        vec_env_cls=vec_env_cls or _fastest_vec_env,  # type: ignore[arg-type]
         vec_env_kwargs=vec_env_kwargs,
         monitor_kwargs=monitor_kwargs,
     )

@@ -163,8 +163,7 @@ class MujocoMetaEnv(MetaEnv):
         state = self._state
         before = PhysicsState(state.qpos.copy(), state.qvel.copy(), state.sensordata.copy())
         self.data.ctrl[:] = self.controls(action)[0]
-        mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
-        if is_unstable(state)[0]:
+        if self._step_physics() or is_unstable(state)[0]:
             self._warn_unstable()
             terminated = self.terminates_when_unstable
             return self.observe(before)[0], 0.0, terminated, not terminated, {"unstable": True}
@@ -172,6 +171,22 @@ class MujocoMetaEnv(MetaEnv):
         reward, terms = self.rewards(before, state, action, self._task_arrays)
         info = {name: float(term[0]) for name, term in terms.items()}
         return self.observe(state)[0], float(reward[0]), terminated, False, info
+
+    def _step_physics(self) -> bool:
+        """
+        The physics steps of one environment step, exactly as ``mujoco.rollout`` makes them for :class:`MujocoVecEnv`.
+
+        :return: Whether MuJoCo gave up (a warning, such as a bad acceleration) before the last of them.
+        """
+        # Rollouts hand back no warm start of the constraint solver. Starting it cold at each environment step makes the
+        # state complete (positions and velocities say it all), and cost nothing that could be measured.
+        self.data.qacc_warmstart[:] = 0.0
+        # Rollouts stop at a warning and count afresh at each call, so one at the last step goes unseen.
+        self.data.warning.number[:] = 0
+        mujoco.mj_step(self.model, self.data, nstep=self.frame_skip - 1)
+        gave_up = bool(self.data.warning.number.any())
+        mujoco.mj_step(self.model, self.data)
+        return gave_up
 
     def _warn_unstable(self) -> None:
         if not self._warned_unstable:

@@ -1,0 +1,194 @@
+"""
+Steps per second of MujocoVecEnv, DummyVecEnv and SubprocVecEnv against the machine's limit, and where the time goes.
+
+The limit is raw ``mj_step`` on one thread, on the states that the benchmark's own random actions lead to, times the
+number of cores. All rows take turns for ``--rounds`` rounds, so that a machine whose speed drifts treats them alike; the
+best round counts.
+
+    python benchmarks/vec_env_speed.py
+    python benchmarks/vec_env_speed.py --families AntDir-v0 HumanoidDir-v0 --slots 20 --seconds 2
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Set before numpy and torch start their own threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import mujoco
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.vec_env import MujocoVecEnv
+from sb3_trmrl.common.vec_env.mujoco_vec_env import n_usable_cores
+
+N_ACTIONS = 100
+"""Random actions are drawn once and repeated."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """:return: The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", default=["HalfCheetahVel-v0", "AntDir-v0", "HumanoidDir-v0"])
+    parser.add_argument("--slots", nargs="+", type=int, default=[20, 64])
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+class RawPhysics:
+    """
+    ``mj_step`` and nothing else on the clock, for the trials of one environment.
+
+    :param env_id: Family.
+    """
+
+    def __init__(self, env_id: str):
+        self.env = make_meta_vec_env(env_id, n_envs=1, seed=0, vec_env_cls=DummyVecEnv)
+        self.actions = random_actions(self.env)[:, 0]
+
+    def measure(self, seconds: float) -> float:
+        """
+        :param seconds: Time to take, about.
+        :return: Environment steps per second (each is ``frame_skip`` physics steps).
+        """
+        self.env.reset()
+        family = self.env.get_attr("meta_env")[0]
+        model, data, on_the_clock, n_steps, n_in_episode = family.model, family.data, 0.0, 0, 0
+        while on_the_clock < seconds:
+            data.ctrl[:] = family.controls(self.actions[n_steps % N_ACTIONS])
+            start = time.perf_counter()
+            mujoco.mj_step(model, data, nstep=family.frame_skip)
+            on_the_clock += time.perf_counter() - start
+            n_steps, n_in_episode = n_steps + 1, n_in_episode + 1
+            if n_in_episode == family.horizon or family.terminations(family._state)[0]:
+                self.env.reset()
+                n_in_episode = 0
+        return n_steps / on_the_clock
+
+
+def random_actions(env: VecEnv) -> np.ndarray:
+    """:return: Actions ``(N_ACTIONS, n_envs, nu)``."""
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1.0, 1.0, (N_ACTIONS, env.num_envs, *env.action_space.shape)).astype(np.float32)  # type: ignore[misc]
+
+
+class Candidate:
+    """
+    A vectorised environment that keeps its trials between measurements.
+
+    :param env_id: Family.
+    :param n_envs: Slots.
+    :param vec_env_cls: Its class.
+    """
+
+    def __init__(self, env_id: str, n_envs: int, vec_env_cls: Any):
+        self.env = make_meta_vec_env(env_id, n_envs=n_envs, seed=0, vec_env_cls=vec_env_cls)
+        self.actions = random_actions(self.env)
+        self.env.reset()
+        self.n_steps = 0
+
+    def measure(self, seconds: float) -> float:
+        """
+        :param seconds: Time to take, about.
+        :return: Environment steps of all slots per second.
+        """
+        start, n_before = time.perf_counter(), self.n_steps
+        while (taken := time.perf_counter() - start) < seconds:
+            self.env.step(self.actions[self.n_steps % N_ACTIONS])
+            self.n_steps += 1
+        return (self.n_steps - n_before) * self.env.num_envs / taken
+
+
+@contextmanager
+def stopwatch(owner: Any, name: str, seconds: dict[str, float], label: str) -> Iterator[None]:
+    """
+    Add the time spent in a method of an object to ``seconds[label]``.
+
+    :param owner: The object.
+    :param name: Name of its method.
+    :param seconds: Where to add it.
+    :param label: Under which name.
+    """
+    method: Callable[..., Any] = getattr(owner, name)
+    seconds.setdefault(label, 0.0)
+
+    def timed(*args: Any) -> Any:
+        start = time.perf_counter()
+        result = method(*args)
+        seconds[label] += time.perf_counter() - start
+        return result
+
+    setattr(owner, name, timed)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+
+
+def print_breakdown(candidate: Candidate, seconds: float, raw: float, n_cores: int) -> None:
+    """
+    Where the time of a step goes.
+
+    :param candidate: A MujocoVecEnv.
+    :param seconds: Time to measure.
+    :param raw: Steps per second of one thread of raw physics.
+    :param n_cores: Cores.
+    """
+    env: Any = candidate.env
+    spent: dict[str, float] = {}
+    n_before = candidate.n_steps
+    with (
+        stopwatch(env._physics, "step", spent, "physics (native, all threads)"),
+        stopwatch(env._family, "rewards", spent, "rewards"),
+        stopwatch(env._family, "observe", spent, "observations"),
+        stopwatch(env._family, "terminations", spent, "terminations"),
+        stopwatch(env, "_clip_actions", spent, "actions: check, clip"),
+        stopwatch(env, "_make_tokens", spent, "tokens"),
+        stopwatch(env, "_end_episode", spent, "ends of episodes: monitor, infos, resets"),
+    ):
+        start = time.perf_counter()
+        candidate.measure(seconds)
+        total = time.perf_counter() - start
+    n_steps = candidate.n_steps - n_before
+    spent["the rest: states, blow-ups, infos"] = total - sum(spent.values())
+    ideal = n_steps * env.num_envs / (raw * n_cores)
+    print(f"\n| a step of {env.num_envs} slots | us | share |\n|---|---:|---:|")
+    for label, part in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"| {label} | {1e6 * part / n_steps:.0f} | {part / total:.1%} |")
+    print(f"| (the limit) | {1e6 * ideal / n_steps:.0f} | {ideal / total:.1%} |")
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse_arguments()
+    n_cores = n_usable_cores()
+    print(f"mujoco {mujoco.__version__}, {n_cores} cores, best of {arguments.rounds} rounds of {arguments.seconds} s")
+    for env_id in arguments.families:
+        raw_physics = RawPhysics(env_id)
+        for n_envs in arguments.slots:
+            candidates = {cls.__name__: Candidate(env_id, n_envs, cls) for cls in (MujocoVecEnv, DummyVecEnv, SubprocVecEnv)}
+            raw = 0.0
+            best = dict.fromkeys(candidates, 0.0)
+            for _ in range(arguments.rounds):
+                raw = max(raw, raw_physics.measure(arguments.seconds))
+                for name, candidate in candidates.items():
+                    best[name] = max(best[name], candidate.measure(arguments.seconds))
+            limit, native = raw * n_cores, best["MujocoVecEnv"]
+            print(f"\n## {env_id}, {n_envs} slots\n")
+            print("| | steps/s | of the limit | MujocoVecEnv is faster by |\n|---|---:|---:|---:|")
+            print(f"| raw mj_step x {n_cores} | {limit:,.0f} | 100 % | |")
+            for name, speed in best.items():
+                print(f"| {name} | {speed:,.0f} | {100 * speed / limit:.0f} % | {native / speed:.1f}x |")
+            print_breakdown(candidates["MujocoVecEnv"], arguments.seconds, raw, n_cores)
+            for candidate in candidates.values():
+                candidate.env.close()
+
+
+if __name__ == "__main__":
+    main()

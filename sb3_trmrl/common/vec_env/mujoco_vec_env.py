@@ -1,0 +1,646 @@
+"""
+All MuJoCo simulations of a VecEnv in one native call per step (docs/guide/vec_env.md).
+
+Shapes: ``n_envs`` slots, ``frame_skip`` physics steps per environment step, ``state_size`` numbers of MuJoCo's full
+physics state ``[time | qpos | qvel | ...]``.
+"""
+
+import atexit
+import math
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+from mujoco.rollout import Rollout
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
+
+from sb3_trmrl.envs.meta_env import MetaEnv
+from sb3_trmrl.envs.mujoco.base import MAX_STATE, MujocoMetaEnv, PhysicsState, is_unstable
+from sb3_trmrl.envs.trial import TokenSpace, TrialWrapper
+
+FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
+CONTROL = int(mujoco.mjtState.mjSTATE_CTRL)
+TRANSPARENT_WRAPPERS = (Monitor, PassiveEnvChecker, OrderEnforcing)
+"""Wrappers that neither change what an environment does nor need to see steps inside an episode."""
+CHUNKS_PER_THREAD = 4
+"""Slots are cut into this many jobs for each thread: fewer leave threads waiting for the last one, more cost calls."""
+REMEDY = "use DummyVecEnv, which steps any environments"
+
+
+StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
+"""What ``step`` of a gymnasium environment returns."""
+
+
+class Slot(NamedTuple):
+    """One environment of the list and what it is made of."""
+
+    env: gym.Env[Any, Any]
+    """As the function made it."""
+    monitor: Monitor[Any, Any] | None
+    """SB3's monitor, if there is one."""
+    trial: TrialWrapper
+    """The trial environment."""
+    meta_env: MujocoMetaEnv
+    """The task family."""
+
+
+def find_slots(envs: Sequence[Any]) -> list[Slot]:
+    """
+    Look into environments that are to be stepped natively together.
+
+    :param envs: The environments, one for each slot.
+    :return: Their parts.
+    :raises ValueError: If one of them can't be stepped natively, or not together with the first.
+    """
+    if len(envs) == 0:
+        raise ValueError("env_fns must hold at least one function, got none")
+    slots = [_find_slot(env, index) for index, env in enumerate(envs)]
+    if len({id(slot.trial) for slot in slots}) != len(slots):
+        raise ValueError("env_fns must make a new environment at each call, some of them returned the same one")
+    for index, slot in enumerate(slots[1:], start=1):
+        _check_alike(slots[0], slot, index)
+    return slots
+
+
+def _find_slot(env: Any, index: int) -> Slot:
+    inner, monitor = env, None
+    while type(inner) in TRANSPARENT_WRAPPERS:
+        if type(inner) is Monitor:
+            if monitor is not None:
+                raise ValueError(f"slot {index} is wrapped in Monitor twice; leave one out, or {REMEDY}")
+            monitor = inner
+        inner = inner.env
+    if type(inner) is not TrialWrapper:
+        names = [wrapper.__name__ for wrapper in TRANSPARENT_WRAPPERS]
+        raise ValueError(
+            f"MujocoVecEnv steps TrialWrapper environments wrapped in nothing but {names}, "
+            f"slot {index} holds {inner!r}; {REMEDY}"
+        )
+    family = inner.env
+    if not isinstance(family, MujocoMetaEnv):
+        raise ValueError(
+            f"MujocoVecEnv steps families of MujocoMetaEnv without wrappers, slot {index} holds {family!r}; {REMEDY}"
+        )
+    own = {"step": MetaEnv.step, "reset": MetaEnv.reset, "_step": MujocoMetaEnv._step}
+    changed = [name for name, method in own.items() if getattr(type(family), name) is not method]
+    if changed:
+        raise ValueError(f"MujocoVecEnv would pass by {type(family).__name__}.{changed[0]}() of slot {index}; {REMEDY}")
+    return Slot(env, monitor, inner, family)
+
+
+def _constants(slot: Slot) -> dict[str, Any]:
+    """:return: What has to be the same in all slots, by name: the arrays of all are computed by the methods of the first."""
+    model = slot.meta_env.model
+    public = {
+        name: value
+        for name, value in vars(slot.meta_env).items()
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple, np.ndarray))
+    }
+    sizes = {name: getattr(model, name) for name in ("nq", "nv", "nu", "nsensordata")}
+    state_size = mujoco.mj_stateSize(model, FULL_STATE)
+    return {"episodes_per_trial": slot.trial.episodes_per_trial, **public, **sizes, "state_size": state_size}
+
+
+def _check_alike(first: Slot, slot: Slot, index: int) -> None:
+    kinds = type(first.meta_env), type(slot.meta_env)
+    if kinds[0] is not kinds[1]:
+        raise ValueError(
+            f"all slots must be of one family, slot 0 is {kinds[0].__name__}, slot {index} {kinds[1].__name__}; {REMEDY}"
+        )
+    expected, found = _constants(first), _constants(slot)
+    for name, value in expected.items():
+        if name not in found or not np.array_equal(value, found[name]):
+            raise ValueError(
+                f"all slots must have the same {name}, slot 0 has {value!r}, slot {index} {found.get(name)!r}; {REMEDY}"
+            )
+
+
+def n_usable_cores() -> int:
+    """:return: Number of processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkSharing:
+    """
+    Computes a list of independent jobs on the calling thread and ``n_threads - 1`` more, whoever is free takes the next.
+
+    The pool inside of ``mujoco.rollout`` leaves the calling thread idle, which was slower wherever it was tried.
+
+    The further threads start with the first call. They end with :meth:`stop`, before a fork (a child has none of its
+    parent's threads), at interpreter exit and when nothing refers to the object any more; a later call starts new ones.
+
+    :param jobs: The jobs, each a function of the thread's number.
+    :param n_threads: Number of threads, with the calling one.
+    """
+
+    _alive: ClassVar["weakref.WeakSet[WorkSharing]"] = weakref.WeakSet()
+
+    def __init__(self, jobs: Sequence[Callable[[int], None]], n_threads: int):
+        self._jobs = jobs
+        self._n_threads = n_threads
+        self._threads: list[threading.Thread] = []
+        self._begin: SimpleQueue[Iterator[Callable[[int], None]] | None] = SimpleQueue()
+        self._finished: SimpleQueue[BaseException | None] = SimpleQueue()
+        WorkSharing._alive.add(self)
+
+    def __del__(self) -> None:
+        self.stop()
+
+    def __call__(self) -> None:
+        """Do all jobs; an error in one of them is raised here."""
+        if len(self._threads) < self._n_threads - 1:
+            self._start()
+        # Taking the next item of a list's iterator is one operation under the interpreter's lock
+        left = iter(self._jobs)
+        try:
+            for _ in self._threads:
+                self._begin.put(left)
+            _do(left, 0)
+            errors = [error for error in [self._finished.get() for _ in self._threads] if error is not None]
+        except BaseException:  # an interrupt, say: do not take what the threads still report for the next call's
+            self.stop()
+            raise
+        if errors:
+            raise errors[0]
+
+    def _start(self) -> None:
+        # Ends of earlier threads may have been interrupted: begin with fresh queues. Threads refer to the queues only, so
+        # that they keep nothing alive.
+        self._begin, self._finished = SimpleQueue(), SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_work, args=(self._begin, self._finished, number), daemon=True, name="MujocoVecEnv")
+            for number in range(1, self._n_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads, if there are any."""
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._begin.put(None)
+        for thread in threads:
+            thread.join()
+
+    @classmethod
+    def stop_all(cls) -> None:
+        """End the threads of all objects of this class."""
+        for sharing in list(cls._alive):
+            sharing.stop()
+
+
+def _do(left: Iterator[Callable[[int], None]], number: int) -> None:
+    for job in left:
+        job(number)
+
+
+def _work(
+    begin: "SimpleQueue[Iterator[Callable[[int], None]] | None]", finished: "SimpleQueue[BaseException | None]", number: int
+) -> None:
+    while (left := begin.get()) is not None:
+        error: BaseException | None = None
+        try:
+            _do(left, number)
+        except BaseException as caught:
+            error = caught
+        del left
+        finished.put(error)
+
+
+# Before the interpreter takes its threads down, so that none is in the middle of a step then
+atexit.register(WorkSharing.stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=WorkSharing.stop_all)
+
+
+class BatchedPhysics:
+    """
+    The simulations of all slots: their state as arrays, their steps by ``mujoco.rollout``.
+
+    :param models: One model for each slot, of the same sizes.
+    :param frame_skip: Physics steps per environment step.
+    :param n_threads: Number of threads, with the calling one.
+    """
+
+    def __init__(self, models: list[mujoco.MjModel], frame_skip: int, n_threads: int):
+        first, n_envs = models[0], len(models)
+        state_size = mujoco.mj_stateSize(first, FULL_STATE)
+        self.state = np.zeros((n_envs, state_size))
+        """Where the next step starts."""
+        self.sensordata = np.zeros((n_envs, first.nsensordata))
+        """Sensor values there, in MuJoCo's convention for them, see :class:`PhysicsState`."""
+        self._control = np.zeros((n_envs, frame_skip, first.nu))
+        self._trajectory = np.zeros((n_envs, frame_skip, state_size))
+        self._sensor_trajectory = np.zeros((n_envs, frame_skip, first.nsensordata))
+        self._new_state = self._trajectory[:, -1]  # (n_envs, state_size)
+        self._new_sensordata = self._sensor_trajectory[:, -1]
+        self.before = self._view(self.state, self.sensordata, first)
+        """Positions, velocities and sensor values where the step started (views)."""
+        self.after = self._view(self._new_state, self._new_sensordata, first)
+        """The same where it ended."""
+        self._new_moving = self._new_state[:, 1 : 1 + first.nq + first.nv]
+        # Time before and after the last physics step
+        self._last_times = (self._trajectory[:, -2, 0] if frame_skip > 1 else self.state[:, 0]), self._new_state[:, 0]
+        data = [mujoco.MjData(first) for _ in range(n_threads)]
+        arrays = [self.state, np.zeros((n_envs, first.nv)), self._control, self._trajectory]
+        if first.nsensordata:
+            arrays.append(self._sensor_trajectory)
+        chunk = math.ceil(n_envs / (n_threads * CHUNKS_PER_THREAD)) if n_threads > 1 else n_envs
+        cuts = [slice(start, start + chunk) for start in range(0, n_envs, chunk)]
+        self._run = WorkSharing([_rollout(models[cut], data, *(array[cut] for array in arrays)) for cut in cuts], n_threads)
+
+    @staticmethod
+    def _view(state: np.ndarray, sensordata: np.ndarray, model: mujoco.MjModel) -> PhysicsState:
+        end_qpos = 1 + model.nq
+        return PhysicsState(state[:, 1:end_qpos], state[:, end_qpos : end_qpos + model.nv], sensordata)
+
+    def step(self, control: np.ndarray) -> None:
+        """
+        One environment step of all slots, from :attr:`before` to :attr:`after`.
+
+        :param control: What the motors get, ``(n_envs, nu)``.
+        """
+        self._control[:] = control[:, None]
+        self._run()
+
+    def take_back_blow_ups(self) -> np.ndarray | None:
+        """
+        Put simulations that blew up in the last step back to where it started.
+
+        :return: Which slots, ``(n_envs,)`` bool, or None if there is none.
+        """
+        # A rollout stops at a warning, and time with it.
+        gave_up = self._last_times[0] == self._last_times[1]
+        moving = self._new_moving
+        # All together first: no slot is beyond the limit if the sum isn't. A NaN is below no limit.
+        if np.einsum("ij,ij->", moving, moving) < MAX_STATE**2 and not gave_up.any():
+            return None
+        blown_up = is_unstable(self.after) | gave_up
+        self._new_state[blown_up] = self.state[blown_up]
+        self._new_sensordata[blown_up] = self.sensordata[blown_up]
+        return blown_up
+
+    def advance(self) -> None:
+        """Let the next step start where the last one ended."""
+        self.state[:] = self._new_state
+        self.sensordata[:] = self._new_sensordata
+
+    def stop_threads(self) -> None:
+        """End the threads, if there are any."""
+        self._run.stop()
+
+
+def _rollout(
+    models: list[mujoco.MjModel],
+    data: list[mujoco.MjData],
+    state: np.ndarray,
+    warmstart: np.ndarray,
+    control: np.ndarray,
+    trajectory: np.ndarray,
+    sensors: np.ndarray | None = None,
+) -> Callable[[int], None]:
+    """
+    :param models: Models of some slots, ``n`` in number.
+    :param data: A simulation for each thread, scratch space.
+    :param state: Where they start, ``(n, state_size)``.
+    :param warmstart: Zeros ``(n, nv)``: rollouts hand back no warm start to go on with.
+    :param control: Motors' inputs ``(n, frame_skip, nu)``.
+    :param trajectory: For the states, ``(n, frame_skip, state_size)``.
+    :param sensors: For the sensor values, ``(n, frame_skip, nsensordata)``.
+    :return: The rollout as a function of the thread's number.
+    """
+    rollout = Rollout(nthread=0).rollout
+    spaces = [[one] for one in data]
+
+    def run(thread: int) -> None:
+        rollout(
+            models,
+            spaces[thread],
+            state,
+            control,
+            control_spec=CONTROL,
+            skip_checks=True,
+            nstep=control.shape[1],
+            initial_warmstart=warmstart,
+            state=trajectory,
+            sensordata=sensors,
+        )
+
+    return run
+
+
+class MujocoVecEnv(VecEnv):
+    """
+    Trial environments of one MuJoCo family, with the physics of all slots stepped natively on all cores.
+
+    Made like ``DummyVecEnv``, with the same trials, bit for bit (docs/guide/vec_env.md). One thing differs: the terms of the
+    reward are in the infos of an episode's last step only.
+
+    Observations, rewards and terminations of all slots are computed as arrays by the family's own methods. Where an episode
+    ends, the slot's environment takes over: it gets the step's result as if it had simulated it, so that monitor, trial,
+    infos and resets are those of the single environment, and so are all random numbers.
+
+    :param env_fns: Functions that make the environments, each a ``TrialWrapper`` around a MuJoCo family; ``Monitor`` and what
+        ``gym.make`` adds may be around it. All of one family, with equal constructor arguments; ``split`` and ``tasks``
+        may differ.
+    :param n_threads: Threads for the physics; None is one for each core that this process may use. Results do not depend
+        on it.
+    :raises ValueError: If an environment can't be stepped this way, or not with the others.
+    """
+
+    actions: np.ndarray
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], n_threads: int | None = None):
+        if n_threads is None:
+            n_threads = n_usable_cores()
+        if isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer)) or n_threads < 1:
+            raise ValueError(f"n_threads must be an integer >= 1, or None for the number of cores, got {n_threads!r}")
+        self._slots = find_slots([env_fn() for env_fn in env_fns])
+        self.envs = [slot.env for slot in self._slots]
+        first, n_envs = self._slots[0], len(self._slots)
+        self.n_threads = min(int(n_threads), n_envs)
+        self._family = first.meta_env
+        models = [slot.meta_env.model for slot in self._slots]
+        self._physics = BatchedPhysics(models, self._family.frame_skip, self.n_threads)
+        # The running episode of each slot
+        self._episode_lengths = np.zeros(n_envs, np.int64)
+        self._episode_returns = np.zeros(n_envs)
+        self._tasks = {name: np.zeros((n_envs, *shape)) for name, shape in self._family.task_shapes.items()}
+        # The last rewards of all slots, as a ring that is long enough for a trial
+        self._reward_log = np.zeros((self._family.horizon * first.trial.episodes_per_trial, n_envs))
+        self._n_steps = 0
+        self._started = False
+        self._closed = False
+        super().__init__(n_envs, first.env.observation_space, first.env.action_space)
+        assert isinstance(first.trial.observation_space, TokenSpace)
+        self._token_space = first.trial.observation_space
+        self.metadata = first.env.metadata
+
+    @staticmethod
+    def can_step(envs: Sequence[gym.Env[Any, Any]]) -> bool:
+        """
+        :param envs: Environments, one for each slot.
+        :return: Whether they could make a ``MujocoVecEnv``.
+        """
+        try:
+            find_slots(envs)
+        except ValueError:
+            return False
+        return True
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> np.ndarray:
+        """
+        Start a new trial in every slot.
+
+        :return: Tokens ``(n_envs, token_size)``.
+        """
+        self._require_open()
+        tokens = np.zeros((self.num_envs, *self._token_space.shape), np.float32)
+        for index, env in enumerate(self.envs):
+            self._store(index)
+            options = {"options": self._options[index]} if self._options[index] else {}
+            tokens[index], self.reset_infos[index] = env.reset(seed=self._seeds[index], **options)
+            self._load(index)
+        self._reset_seeds()
+        self._reset_options()
+        self._started = True
+        return tokens
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        :param actions: Actions ``(n_envs, nu)`` for :meth:`step_wait`.
+        """
+        self.actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        One step of all slots; a trial that ends is followed by a new one.
+
+        :return: Tokens ``(n_envs, token_size)``, rewards ``(n_envs,)`` float32, dones ``(n_envs,)`` bool, infos.
+        :raises ValueError: On actions that are not finite or do not fit.
+        """
+        self._require_open()
+        if not self._started:
+            raise gym.error.ResetNeeded("MujocoVecEnv.step() needs a reset() first: no trial is running")
+        family, physics = self._family, self._physics
+        actions = self._clip_actions()
+        wide_actions = actions.astype(np.float64)
+        physics.step(family.controls(wide_actions))
+        blown_up = physics.take_back_blow_ups()
+        rewards, terms = family.rewards(physics.before, physics.after, wide_actions, self._tasks)
+        terminated = family.terminations(physics.after)
+        ended = terminated | (self._episode_lengths == family.horizon - 1)
+        if blown_up is not None:
+            rewards = np.where(blown_up, 0.0, rewards)
+            ended |= blown_up
+        observations = family.observe(physics.after)
+        tokens = self._make_tokens(observations, actions, rewards)
+        dones = np.zeros(self.num_envs, dtype=bool)
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+
+        physics.advance()
+        if ended.any():
+            for index in np.flatnonzero(ended).tolist():
+                if blown_up is not None and blown_up[index]:
+                    result = self._blown_up(index, observations[index])
+                else:
+                    info = {name: float(term[index]) for name, term in terms.items()}
+                    result = observations[index], float(rewards[index]), bool(terminated[index]), False, info
+                tokens[index], dones[index], infos[index] = self._end_episode(index, result)
+        going_on = ~ended
+        self._episode_lengths += going_on
+        self._episode_returns += rewards * going_on
+        self._reward_log[self._n_steps % len(self._reward_log)] = rewards
+        self._n_steps += 1
+        return tokens, rewards.astype(np.float32), dones, infos
+
+    def _clip_actions(self) -> np.ndarray:
+        """:return: The actions within their bounds, ``(n_envs, nu)``."""
+        actions = np.asarray(self.actions)
+        space = self._family.action_space
+        assert isinstance(space, gym.spaces.Box)
+        expected = (self.num_envs, *space.shape)
+        if actions.dtype.kind not in "fiu" or actions.shape != expected:
+            raise ValueError(f"actions must be an array of numbers of shape {expected}, got {self.actions!r}")
+        if not np.isfinite(actions).all():
+            index = int(np.argmin(np.isfinite(actions).all(axis=1)))
+            self._slots[index].trial._check_action(actions[index])  # raises
+        clipped: np.ndarray = np.minimum(np.maximum(actions, space.low), space.high)
+        return clipped
+
+    def _make_tokens(self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """
+        :param observations: Observations ``(n_envs, observation_size)``.
+        :param actions: Actions that led to them, ``(n_envs, nu)``.
+        :param rewards: Rewards ``(n_envs,)``.
+        :return: Tokens ``(n_envs, token_size)`` within an episode.
+        """
+        size = observations.shape[1]
+        tokens = np.empty((self.num_envs, *self._token_space.shape), np.float32)
+        tokens[:, :size] = observations
+        tokens[:, size:-2] = actions
+        tokens[:, -2] = rewards
+        tokens[:, -1] = 0.0
+        if not np.isfinite(tokens).all():
+            index = int(np.argmin(np.isfinite(tokens).all(axis=1)))
+            raise ValueError(
+                f"{self._slots[index].trial._name()} returned the observation {observations[index]!r} and the reward "
+                f"{rewards[index]} in slot {index}, which are not all finite in float32"
+            )
+        return tokens
+
+    # ---- ends of episodes ------------------------------------------------------------------------------------------
+
+    def _blown_up(self, index: int, observation: np.ndarray) -> StepResult:
+        """:return: What the single environment returns for a simulation that blew up; ``observation`` is the last good one."""
+        meta_env = self._slots[index].meta_env
+        meta_env._warn_unstable()
+        terminated = meta_env.terminates_when_unstable
+        return observation, 0.0, terminated, not terminated, {"unstable": True}
+
+    def _end_episode(self, index: int, result: StepResult) -> tuple[np.ndarray, bool, dict[str, Any]]:
+        """
+        Let the slot's environment make the last step of an episode, with a result that is known already.
+
+        :param index: Slot.
+        :param result: The step's result.
+        :return: Next token (after the reset that follows), whether the trial has ended, info.
+        """
+        env, _, _, meta_env = self._slots[index]
+        self._store_progress(index)
+        # An attribute of the instance goes before the method of the class
+        meta_env._step = lambda action: result  # type: ignore[method-assign]
+        try:
+            token, _, terminated, truncated, info = env.step(self.actions[index])
+        finally:
+            del meta_env._step
+        # As DummyVecEnv
+        done = terminated or truncated
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if done:
+            info["terminal_observation"] = token
+            token, self.reset_infos[index] = env.reset()
+        self._load_state(index)
+        return token, done, info
+
+    # ---- between the arrays and the slots' environments --------------------------------------------------------------
+
+    def _store_progress(self, index: int) -> None:
+        """Tell a slot's environment how far its running episode is."""
+        _, monitor, trial, meta_env = self._slots[index]
+        length = int(self._episode_lengths[index])
+        meta_env._elapsed_steps = length
+        trial._episode_length = length
+        trial._episode_return = float(self._episode_returns[index])
+        if monitor is not None:
+            rows = np.arange(self._n_steps - sum(trial._lengths) - length, self._n_steps)
+            rewards = self._reward_log[rows % len(self._reward_log), index].tolist()
+            monitor.total_steps += len(rewards) - len(monitor.rewards)
+            monitor.rewards = rewards
+
+    def _store(self, index: int) -> None:
+        """Bring a slot's environment up to date, its simulation included."""
+        if not self._started:
+            return
+        self._store_progress(index)
+        model, data = self._slots[index].meta_env.model, self._slots[index].meta_env.data
+        mujoco.mj_setState(model, data, self._physics.state[index], FULL_STATE)
+        mujoco.mj_forward(model, data)  # what rendering reads
+        data.sensordata[:] = self._physics.sensordata[index]
+
+    def _load_state(self, index: int) -> None:
+        """Take over a slot's simulation and task, and how far its episode is."""
+        _, _, trial, meta_env = self._slots[index]
+        mujoco.mj_getState(meta_env.model, meta_env.data, self._physics.state[index], FULL_STATE)
+        self._physics.sensordata[index] = meta_env.data.sensordata
+        self._episode_lengths[index] = trial._episode_length
+        self._episode_returns[index] = trial._episode_return
+        for name, value in meta_env._task_arrays.items():
+            self._tasks[name][index] = value[0]
+
+    def _load(self, index: int) -> None:
+        """Take over everything from a slot's environment that may have been stepped or reset by itself."""
+        self._load_state(index)
+        monitor = self._slots[index].monitor
+        if monitor is not None:
+            rows = np.arange(self._n_steps - len(monitor.rewards), self._n_steps)
+            self._reward_log[rows % len(self._reward_log), index] = monitor.rewards
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError("this MujocoVecEnv is closed; make a new one")
+
+    # ---- the rest of SB3's interface -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the environments and end the threads. Doing it again changes nothing."""
+        self._closed = True
+        self._physics.stop_threads()
+        for env in self.envs:
+            env.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """:return: Image of every slot; None without ``render_mode="rgb_array"``."""
+        if self.render_mode != "rgb_array":
+            warnings.warn(f"render_mode is {self.render_mode!r}, images need render_mode='rgb_array'")
+            return [None for _ in self.envs]
+        return self.env_method("render")
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        :param attr_name: Name of an attribute of the environments, or of what they wrap.
+        :param indices: Slots, None is all.
+        :return: Its values. Simulations (``meta_env.data``) are copies of the current state: changing them changes nothing.
+        """
+        return [self._current_env(index).get_wrapper_attr(attr_name) for index in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        :param attr_name: Name of an attribute of the environments (as they come from ``env_fns``).
+        :param value: Value for it.
+        :param indices: Slots, None is all.
+        """
+        for index in self._get_indices(indices):
+            setattr(self.envs[index], attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        :param method_name: Name of a method of the environments, or of what they wrap.
+        :param method_args: Its arguments.
+        :param indices: Slots, None is all.
+        :param method_kwargs: Its keyword arguments.
+        :return: What it returns in each slot.
+        """
+        results = []
+        for index in self._get_indices(indices):
+            results.append(self._current_env(index).get_wrapper_attr(method_name)(*method_args, **method_kwargs))
+            self._load(index)
+        return results
+
+    def _current_env(self, index: int) -> gym.Env[Any, Any]:
+        self._store(index)
+        return self.envs[index]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """
+        :param wrapper_class: A wrapper.
+        :param indices: Slots, None is all.
+        :return: Whether each is wrapped in it.
+        """
+        return [is_wrapped(self.envs[index], wrapper_class) for index in self._get_indices(indices)]
