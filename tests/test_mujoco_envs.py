@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -565,6 +567,25 @@ def test_images(env_id: Any) -> None:
     assert (image != first).mean() > 0.01
     env.close()
     env.close()  # twice is fine
+
+
+def test_an_optimizer_made_after_an_image() -> None:
+    """With torch's CUDA build and Mesa's software driver the process crashed: two LLVMs, see ``rendering.py``."""
+    script = """
+import gymnasium as gym, sb3_trmrl
+env = gym.make("HalfCheetahVel-v0", render_mode="rgb_array")
+env.reset(seed=0)
+try:
+    env.render()
+except RuntimeError as error:
+    raise SystemExit("no renderer: " + str(error))
+sb3_trmrl.TrMRLPPO("TrMRLPolicy", "CartPole-v1", device="cpu")
+print("made")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    if "no renderer" in result.stderr:
+        pytest.skip(result.stderr)
+    assert result.stdout.strip() == "made", f"exit status {result.returncode}: {result.stderr}"
 
 
 def test_no_image_without_a_render_mode() -> None:

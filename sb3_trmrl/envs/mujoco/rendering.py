@@ -1,6 +1,7 @@
 """Images of a MuJoCo simulation, with or without a display."""
 
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,10 @@ class Renderer:
     def __init__(
         self, model: mujoco.MjModel, data: mujoco.MjData, camera: dict[str, Any], width: int = 480, height: int = 480
     ):
+        # torch's CUDA build brings triton and loads it with the first optimizer. Mesa's software driver and triton each
+        # hold an LLVM, and the process crashes if triton comes second.
+        if importlib.util.find_spec("triton") is not None:
+            importlib.import_module("triton")
         self._renderer = MujocoRenderer(model, data, default_cam_config=camera, width=width, height=height)
         with _opengl_backend():
             backend = os.environ.get("MUJOCO_GL", "default")
