@@ -4,6 +4,8 @@ from pathlib import Path
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.envs.registration import register_envs
+from sb3_trmrl.memory_encoders import register_memory_encoder
+from sb3_trmrl.rl2_ppo import RL2PPO, RL2Policy
 from sb3_trmrl.trmrl_ppo import TrMRLPolicy, TrMRLPPO
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
@@ -23,4 +25,14 @@ def hyperparams_dir() -> Path:
     raise FileNotFoundError(f"No hyperparams/*.yml in {package} or beside it: reinstall sb3_trmrl.")
 
 
-__all__ = ["AdaptationResult", "TrMRLPPO", "TrMRLPolicy", "__version__", "evaluate_adaptation", "hyperparams_dir"]
+__all__ = [
+    "RL2PPO",
+    "AdaptationResult",
+    "RL2Policy",
+    "TrMRLPPO",
+    "TrMRLPolicy",
+    "__version__",
+    "evaluate_adaptation",
+    "hyperparams_dir",
+    "register_memory_encoder",
+]

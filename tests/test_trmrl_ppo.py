@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trmrl import TrMRLPolicy, TrMRLPPO
+from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.trmrl_ppo.two_phase_update import clipped_surrogate_loss, gaussian_nll
 from tests.families import ACTION_SPACES, Counter, ForeverOne, NoisyForever, counter_vec_env
@@ -52,7 +53,7 @@ class CheckRatio(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, TrMRLPPO)
+        assert isinstance(self.model, MemoryPPO)
         buffer, policy = self.model.rollout_buffer, self.model.policy
         for batch in buffer.get(7):
             actions = batch.actions.long().flatten() if isinstance(self.model.action_space, spaces.Discrete) else batch.actions

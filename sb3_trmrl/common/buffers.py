@@ -1,5 +1,6 @@
-"""Rollout buffer that cuts working memories."""
+"""Rollout buffers that hand out what was remembered: working memories or slices of trials."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 
 import numpy as np
@@ -8,17 +9,14 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trmrl.common.type_aliases import MemoryRolloutBufferSamples, MemoryWindows
+from sb3_trmrl.common.type_aliases import MemoryContext, MemoryRolloutBufferSamples, MemoryWindows, TrialSlices
 from sb3_trmrl.memory_encoders.base import window_indices
 
 
-class WorkingMemoryRolloutBuffer(RolloutBuffer):
+class MemoryRolloutBuffer(RolloutBuffer, ABC):
     """
-    Rollout buffer that hands out working memories: for each step the window of the last ``memory_length`` tokens.
-
-    Every token is stored once and windows are gathered by index, so memory is O(n_steps), not O(n_steps x memory_length).
-    The last ``context_length`` tokens of a rollout are kept in front of the next one, so windows reach back across the
-    rollout boundary. How far a window reaches is carried explicitly, in :attr:`memory_lengths`.
+    Rollout buffer that keeps the last ``context_length`` tokens of a rollout in front of the next one, so that memories reach
+    back across the rollout boundary. How far they reach is carried explicitly, in :attr:`memory_lengths`.
 
     :param buffer_size: Number of steps per environment (``n_steps``)
     :param observation_space: Observation space, Box or Dict
@@ -27,7 +25,7 @@ class WorkingMemoryRolloutBuffer(RolloutBuffer):
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param gamma: Discount factor
     :param n_envs: Number of parallel environments
-    :param context_length: How many tokens before the current one belong to its window: ``memory_length - 1``
+    :param context_length: How many tokens before the current one can influence action and value
     """
 
     #: Observations by key ("token" unless the space is a Dict), (context_length + n_steps, n_envs, ...)
@@ -100,22 +98,19 @@ class WorkingMemoryRolloutBuffer(RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def context(self) -> MemoryWindows:
+    def context(self) -> MemoryContext:
         """
-        What is remembered before the first step of the rollout.
+        :return: What is remembered before the first step of the rollout
+        """
+        # No more than what some memory holds: a context may be long, and the trials short
+        lengths = self.memory_lengths[self.context_length - 1] if self.context_length else np.zeros(self.n_envs, np.int64)
+        reach = min(int(lengths.max()), self.context_length)
+        rows = slice(self.context_length - reach, self.context_length)
+        tokens = {key: th.as_tensor(array[rows].swapaxes(0, 1), device=self.device) for key, array in self.tokens.items()}
+        return MemoryContext(self._observations(tokens), th.as_tensor(lengths.copy(), device=self.device))
 
-        :return: The last ``context_length`` tokens, (n_envs, context_length, ...), and how many of them, counted from the
-            newest, are in memory, (n_envs,)
-        """
-        tokens = {
-            key: th.as_tensor(array[: self.context_length].swapaxes(0, 1), device=self.device)
-            for key, array in self.tokens.items()
-        }
-        if self.context_length == 0:
-            lengths = np.zeros(self.n_envs, dtype=np.int64)
-        else:
-            lengths = np.minimum(self.memory_lengths[self.context_length - 1], self.context_length)
-        return MemoryWindows(tokens if self.is_dict else tokens["token"], th.as_tensor(lengths, device=self.device))
+    def _observations(self, parts: dict[str, th.Tensor]) -> PyTorchObs:
+        return parts if self.is_dict else parts["token"]
 
     def rescale(self, factor: float) -> None:
         """
@@ -142,6 +137,38 @@ class WorkingMemoryRolloutBuffer(RolloutBuffer):
             following = returns[step] * (1.0 - self.episode_starts[step])
         return returns
 
+    def _steps_on_device(self) -> tuple[dict[str, th.Tensor], th.Tensor, th.Tensor]:
+        """
+        One copy to the device per epoch.
+
+        :return: Tokens by key, (rows * n_envs, ...), actions, (n_steps * n_envs, action_dim), and (n_steps * n_envs, 4): old
+            values, old log probabilities, advantages, returns. Steps (rows) are the slow axis, environments the fast one.
+        """
+        assert self.full, "The rollout buffer must be full before it is sampled"
+        tokens = {key: th.as_tensor(array, device=self.device).flatten(0, 1) for key, array in self.tokens.items()}
+        # Floats as in SB3: Bernoulli's log probability takes no integers
+        actions = th.as_tensor(self.actions.astype(np.float32, copy=False), device=self.device).flatten(0, 1)
+        numbers = np.stack([self.values, self.log_probs, self.advantages, self.returns], axis=-1)
+        return tokens, actions, th.as_tensor(numbers, device=self.device).flatten(0, 1)
+
+    @abstractmethod
+    def get(self, batch_size: int | None = None) -> Generator[MemoryRolloutBufferSamples, None, None]:  # type: ignore[override]
+        """
+        Minibatches in random order, each step of the rollout once.
+
+        :param batch_size: Number of steps per minibatch; all steps at once if None
+        :return: Generator over one epoch
+        """
+
+
+class WorkingMemoryRolloutBuffer(MemoryRolloutBuffer):
+    """
+    Rollout buffer that hands out working memories: for each step the window of the last ``context_length + 1`` tokens.
+
+    Every token is stored once and windows are gathered by index, so memory is O(n_steps), not O(n_steps x memory_length).
+    Parameters as for :class:`MemoryRolloutBuffer`.
+    """
+
     def get(self, batch_size: int | None = None) -> Generator[MemoryRolloutBufferSamples, None, None]:  # type: ignore[override]
         """
         Minibatches of steps in random order, each step with its working memory.
@@ -149,17 +176,10 @@ class WorkingMemoryRolloutBuffer(RolloutBuffer):
         :param batch_size: Number of steps per minibatch; all steps at once if None
         :return: Generator over one epoch
         """
-        assert self.full, "The rollout buffer must be full before it is sampled"
-        n_samples = self.buffer_size * self.n_envs
-        # One copy to the device per epoch; (rows, n_envs, ...) -> (rows * n_envs, ...)
-        flat = {key: th.as_tensor(array, device=self.device).flatten(0, 1) for key, array in self.tokens.items()}
+        tokens, actions, numbers = self._steps_on_device()
         lengths = th.as_tensor(self.memory_lengths[self.context_length :], device=self.device).flatten()
         lengths = lengths.clamp(max=self.context_length + 1)
-        # Floats as in SB3: Bernoulli's log probability takes no integers
-        actions = th.as_tensor(self.actions.astype(np.float32, copy=False), device=self.device).flatten(0, 1)
-        steps = th.as_tensor(
-            np.stack([self.values, self.log_probs, self.advantages, self.returns], axis=-1), device=self.device
-        ).flatten(0, 1)
+        n_samples = self.buffer_size * self.n_envs
 
         permutation = th.randperm(n_samples).to(self.device)
         for indices in permutation.split(batch_size or n_samples):
@@ -167,13 +187,61 @@ class WorkingMemoryRolloutBuffer(RolloutBuffer):
             rows = self.context_length + indices // self.n_envs
             window_rows = window_indices(rows, lengths[indices], self.context_length + 1)
             window_flat = window_rows * self.n_envs + (indices % self.n_envs).unsqueeze(1)
-            windows = {key: array[window_flat] for key, array in flat.items()}
-            old_values, old_log_prob, advantages, returns = steps[indices].unbind(dim=1)
+            windows = {key: array[window_flat] for key, array in tokens.items()}
             yield MemoryRolloutBufferSamples(
-                MemoryWindows(windows if self.is_dict else windows["token"], lengths[indices]),
+                MemoryWindows(self._observations(windows), lengths[indices]),
                 actions[indices],
-                old_values,
-                old_log_prob,
-                advantages,
-                returns,
+                *numbers[indices].unbind(dim=1),
+            )
+
+
+class TrialSliceRolloutBuffer(MemoryRolloutBuffer):
+    """
+    Rollout buffer that hands out slices of trials: all that one memory went through within the rollout, behind the context
+    that it had before. Parameters as for :class:`MemoryRolloutBuffer`.
+    """
+
+    def trial_slices(self) -> np.ndarray:
+        """
+        :return: One row per slice, (n_slices, 4): environment, first row in :attr:`tokens`, row behind the last, and how many
+            tokens the memory held before the first, int64
+        """
+        starts = self.memory_lengths[self.context_length :] == 1
+        # What was in memory before the rollout goes on in it
+        starts[0] = True
+        # Environment by environment, in order of time
+        envs, steps = np.nonzero(starts.T)
+        ends = np.append(steps[1:], self.buffer_size)
+        ends[np.append(envs[1:] != envs[:-1], True)] = self.buffer_size
+        before = self.memory_lengths[self.context_length + steps, envs] - 1
+        return np.stack([envs, self.context_length + steps, self.context_length + ends, before], axis=1)
+
+    def get(self, batch_size: int | None = None) -> Generator[MemoryRolloutBufferSamples, None, None]:  # type: ignore[override]
+        """
+        Minibatches of whole trial slices in random order. There are as many as ``batch_size`` asks for, about ``batch_size``
+        steps each: more or less by up to one slice. A slice longer than ``batch_size`` makes a minibatch alone.
+
+        :param batch_size: Number of steps per minibatch; all steps at once if None
+        :return: Generator over one epoch
+        """
+        tokens, actions, numbers = self._steps_on_device()
+        slices = th.as_tensor(self.trial_slices())
+        slices = slices[th.randperm(len(slices))]
+        n_steps = slices[:, 2] - slices[:, 1]
+        # A slice belongs to the minibatch in which its middle lies, all slices laid end to end
+        middle = n_steps.cumsum(0) - n_steps / 2
+        minibatch = (middle / (batch_size or self.buffer_size * self.n_envs)).long()
+        for part in slices.to(self.device).split(minibatch.unique_consecutive(return_counts=True)[1].tolist()):
+            envs, first, end, before = part.unbind(dim=1)
+            context = before.clamp(max=self.context_length)
+            time = th.arange(int((end - first + context).max()), device=self.device)
+            # (n_slices, seq_len); what lies behind a slice's end repeats its last token
+            rows = th.minimum((first - context).unsqueeze(1) + time, (end - 1).unsqueeze(1))
+            sequences = {key: array[rows * self.n_envs + envs.unsqueeze(1)] for key, array in tokens.items()}
+            steps = (time >= context.unsqueeze(1)) & (time < (context + end - first).unsqueeze(1))
+            indices = ((rows - self.context_length) * self.n_envs + envs.unsqueeze(1))[steps]
+            yield MemoryRolloutBufferSamples(
+                TrialSlices(self._observations(sequences), before - context, steps),
+                actions[indices],
+                *numbers[indices].unbind(dim=1),
             )

@@ -13,54 +13,15 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
-    create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_trmrl.common.heads import ActorCriticHeads
 from sb3_trmrl.common.normalization import ObservationNormalizer, ValueScale
-from sb3_trmrl.common.type_aliases import MemoryWindows
+from sb3_trmrl.common.type_aliases import MemoryContext, MemoryWindows, TrialSlices
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.memory_encoders import MemoryEncoder, MemoryState, WindowMemoryEncoder, get_memory_encoder_class
-
-
-class ActorCriticHeads(nn.Module):
-    """
-    The multilayer perceptrons of actor and critic, each with an input of its own (SB3's ``MlpExtractor`` shares one).
-
-    :param actor_dim: Width of the actor's input
-    :param critic_dim: Width of the critic's input
-    :param net_arch: Hidden sizes, ``dict(pi=[...], vf=[...])`` or one list for both
-    :param activation_fn: Activation function
-    """
-
-    def __init__(
-        self, actor_dim: int, critic_dim: int, net_arch: list[int] | dict[str, list[int]], activation_fn: type[nn.Module]
-    ):
-        super().__init__()
-        arch = net_arch if isinstance(net_arch, dict) else dict(pi=net_arch, vf=net_arch)
-        unknown = set(arch) - {"pi", "vf"}
-        if unknown:
-            raise ValueError(f"net_arch must be a list of sizes or a dict with the keys 'pi' and 'vf', got {net_arch}.")
-        pi_sizes, vf_sizes = arch.get("pi", []), arch.get("vf", [])
-        self.policy_net = nn.Sequential(*create_mlp(actor_dim, -1, pi_sizes, activation_fn))
-        self.value_net = nn.Sequential(*create_mlp(critic_dim, -1, vf_sizes, activation_fn))
-        self.latent_dim_pi = pi_sizes[-1] if pi_sizes else actor_dim
-        self.latent_dim_vf = vf_sizes[-1] if vf_sizes else critic_dim
-
-    def forward_actor(self, features: th.Tensor) -> th.Tensor:
-        """
-        :param features: Shape (batch, actor_dim)
-        :return: Shape (batch, latent_dim_pi)
-        """
-        return self.policy_net(features)
-
-    def forward_critic(self, features: th.Tensor) -> th.Tensor:
-        """
-        :param features: Shape (batch, critic_dim)
-        :return: Shape (batch, latent_dim_vf)
-        """
-        return self.value_net(features)
 
 
 class MemoryActorCriticPolicy(ActorCriticPolicy):
@@ -93,8 +54,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     :param memory_encoder_kwargs: Its keyword arguments, for example ``dict(embed_dim=128, memory_length=5)``
     :param memory_reset: When the memory is emptied: ``"trial"``: it lasts over the episodes of a trial; ``"episode"``: at
         every episode (the paper); previous action, reward and done are then zeroed at the first step of each episode
-    :param head_input: What the heads see: ``"latest"``: the encoder's output at the current token (the paper); ``"mixed"``:
-        that and the current token itself
+    :param head: ``"mlp"``: perceptrons on what ``head_input`` says; ``"hypernetwork"``: the features make the weights of the
+        perceptrons, which act on the current token (Beck et al. 2022, arXiv 2210.11348)
+    :param head_input: What ``head="mlp"`` sees: ``"latest"``: the encoder's output at the current token (the paper);
+        ``"mixed"``: that and the current token itself
     :param critic: ``"shared"``: the critic sees what the actor sees and trains the encoder too; ``"separate"``: it has an
         encoder of its own; ``"memoryless"``: it sees the current token only
     :param output_scale: Gain of the initial weights of the action layer
@@ -129,6 +92,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         memory_encoder: str | type[MemoryEncoder] = "tfixup",
         memory_encoder_kwargs: dict[str, Any] | None = None,
         memory_reset: Literal["trial", "episode"] = "trial",
+        head: Literal["mlp", "hypernetwork"] = "mlp",
         head_input: Literal["latest", "mixed"] = "mixed",
         critic: Literal["shared", "separate", "memoryless"] = "shared",
         output_scale: float = 0.01,
@@ -137,6 +101,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ):
         for name, value, choices in (
             ("memory_reset", memory_reset, ("trial", "episode")),
+            ("head", head, ("mlp", "hypernetwork")),
             ("head_input", head_input, ("latest", "mixed")),
             ("critic", critic, ("shared", "separate", "memoryless")),
         ):
@@ -147,6 +112,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.memory_encoder_name = memory_encoder
         self.memory_encoder_kwargs = memory_encoder_kwargs or {}
         self.memory_reset = memory_reset
+        self.head = head
         self.head_input = head_input
         self.critic = critic
         self.output_scale = output_scale
@@ -182,6 +148,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             memory_encoder=self.memory_encoder_name,
             memory_encoder_kwargs=self.memory_encoder_kwargs,
             memory_reset=self.memory_reset,
+            head=self.head,
             head_input=self.head_input,
             critic=self.critic,
             output_scale=self.output_scale,
@@ -203,10 +170,15 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.critic_memory = self._make_memory_encoder() if self.critic == "separate" else None
         if self.value_log_std_init is not None:
             self.value_log_std = nn.Parameter(th.tensor(float(self.value_log_std_init)))
-        head_dim = self.actor_memory.features_dim + (token_dim if self.head_input == "mixed" else 0)
-        critic_dim = token_dim if self.critic == "memoryless" else head_dim
         self.mlp_extractor = ActorCriticHeads(  # type: ignore[assignment]
-            head_dim, critic_dim, self.net_arch, self.activation_fn
+            self.actor_memory.features_dim,
+            token_dim,
+            self.net_arch,
+            self.activation_fn,
+            self.head,
+            self.head_input,
+            memoryless_critic=self.critic == "memoryless",
+            ortho_init=self.ortho_init,
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -292,39 +264,38 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             obs = self.normalizer(obs)
         return self.features_extractor(obs)
 
-    def _window_tokens(self, windows: PyTorchObs) -> th.Tensor:
-        # (batch, memory_length, ...) -> (batch, memory_length, token_dim)
-        if isinstance(windows, dict):
-            batch_shape = next(iter(windows.values())).shape[:2]
-            return self._tokens({key: part.flatten(0, 1) for key, part in windows.items()}).unflatten(0, batch_shape)
-        return self._tokens(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+    def _token_sequences(self, observations: PyTorchObs) -> th.Tensor:
+        # (batch, seq_len, ...) -> (batch, seq_len, token_dim)
+        if isinstance(observations, dict):
+            batch_shape = next(iter(observations.values())).shape[:2]
+            return self._tokens({key: part.flatten(0, 1) for key, part in observations.items()}).unflatten(0, batch_shape)
+        return self._tokens(observations.flatten(0, 1)).unflatten(0, observations.shape[:2])
 
-    def state_from_context(self, context: MemoryWindows) -> MemoryState:
+    def state_from_context(self, context: MemoryContext) -> MemoryState:
         """
         Rebuild the memories from stored observations under the current weights.
 
-        :param context: The last observations of each environment, newest last, (n_envs, context, ...), and how many of them
-            (counted from the newest) are remembered, (n_envs,)
+        :param context: The last observations of each environment and how many tokens its memory holds
         :return: The memories after these observations
         """
-        n_envs = len(context.lengths)
-        if self.context_length == 0:
-            return self.initial_state(n_envs)
-        tokens = self._window_tokens(context.observations)
+        if not context.lengths.any():
+            return self.initial_state(len(context.lengths))
+        tokens = self._token_sequences(context.observations)
         state = self.actor_memory.state_from_context(tokens, context.lengths)
         return state if self.critic_memory is None else state + self.critic_memory.state_from_context(tokens, context.lengths)
 
-    def _actor_input(self, features: th.Tensor, tokens: th.Tensor) -> th.Tensor:
-        return th.cat([features, tokens], dim=1) if self.head_input == "mixed" else features
+    def _latent_pi(self, features: th.Tensor, tokens: th.Tensor) -> th.Tensor:
+        return self.mlp_extractor.forward_actor(features, tokens)  # type: ignore[call-arg]
 
-    def _values(self, critic_features: th.Tensor) -> th.Tensor:
-        return self.value_net(self.mlp_extractor.forward_critic(critic_features))
+    def _values(self, features: th.Tensor | None, tokens: th.Tensor) -> th.Tensor:
+        return self.value_net(self.mlp_extractor.forward_critic(features, tokens))  # type: ignore[call-arg, arg-type]
 
     def _remember(
         self, obs: PyTorchObs, state: MemoryState | None, memory_starts: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor, MemoryState]:
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, MemoryState]:
         """
-        :return: Actor features (n_envs, head_dim), critic features (n_envs, critic_dim), the new memories
+        :return: The tokens (n_envs, token_dim), what actor and critic remember, (n_envs, features_dim) each (None: nothing),
+            and the new memories
         """
         if state is None:
             raise ValueError(
@@ -334,12 +305,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             )
         tokens = self._tokens(obs)
         n_actor = len(state) if self.critic_memory is None else len(state) // 2
-        features, new_state = self.actor_memory.step(tokens, state[:n_actor], memory_starts)
-        actor_features = self._actor_input(features, tokens)
+        actor_features, new_state = self.actor_memory.step(tokens, state[:n_actor], memory_starts)
         if self.critic_memory is not None:
-            features, critic_state = self.critic_memory.step(tokens, state[n_actor:], memory_starts)
-            return actor_features, self._actor_input(features, tokens), new_state + critic_state
-        return actor_features, tokens if self.critic == "memoryless" else actor_features, new_state
+            critic_features, critic_state = self.critic_memory.step(tokens, state[n_actor:], memory_starts)
+            return tokens, actor_features, critic_features, new_state + critic_state
+        return tokens, actor_features, None if self.critic == "memoryless" else actor_features, new_state
 
     # -- Acting ------------------------------------------------------------------------------------------------------
 
@@ -354,17 +324,19 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         Act for one step in every environment.
 
         :param obs: Tokens, (n_envs, ...)
-        :param memory_state: The memories before these tokens
+        :param memory_state: The memories before these tokens, which are used up
         :param memory_starts: Whether a memory is emptied first, bool, (n_envs,); see :meth:`enter_memory`
         :param deterministic: Whether to take the mode of the action distribution
         :return: actions (n_envs, ...), values (n_envs, 1), log probabilities (n_envs,), the memories with these tokens
         """
-        actor_features, critic_features, memory_state = self._remember(obs, memory_state, memory_starts)  # type: ignore[arg-type]
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(actor_features))
+        tokens, actor_features, critic_features, memory_state = self._remember(
+            obs, memory_state, memory_starts  # type: ignore[arg-type]
+        )
+        distribution = self._get_action_dist_from_latent(self._latent_pi(actor_features, tokens))
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         actions = actions.reshape((-1, *self.action_space.shape))  # type: ignore[misc]
-        return actions, self._values(critic_features), log_prob, memory_state
+        return actions, self._values(critic_features, tokens), log_prob, memory_state
 
     def predict_values(
         self, obs: PyTorchObs, memory_state: MemoryState | None = None, memory_starts: th.Tensor | None = None
@@ -377,8 +349,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param memory_starts: Whether a memory is emptied first, bool, (n_envs,)
         :return: Values in units of :attr:`value_scale` rewards, (n_envs, 1)
         """
-        _, critic_features, _ = self._remember(obs, memory_state, memory_starts)  # type: ignore[arg-type]
-        return self._values(critic_features)
+        tokens, _, critic_features, _ = self._remember(obs, memory_state, memory_starts)  # type: ignore[arg-type]
+        return self._values(critic_features, tokens)
 
     def get_distribution(  # type: ignore[override]
         self, obs: PyTorchObs, memory_state: MemoryState | None = None, memory_starts: th.Tensor | None = None
@@ -394,8 +366,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         assert memory_state is not None and memory_starts is not None
         tokens = self._tokens(obs)
         features, memory_state = self.actor_memory.step(tokens, memory_state, memory_starts)
-        latent_pi = self.mlp_extractor.forward_actor(self._actor_input(features, tokens))
-        return self._get_action_dist_from_latent(latent_pi), memory_state
+        return self._get_action_dist_from_latent(self._latent_pi(features, tokens)), memory_state
 
     def predict(
         self,
@@ -408,7 +379,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         Act with memory, for one or for any number of environments.
 
         :param observation: Token(s) of one environment or of a batch of environments
-        :param state: What the last call returned; None empties the memory
+        :param state: What the last call returned, which is used up: its arrays may be written to; None empties the memory
         :param episode_start: Whether a *trial* starts (the ``done`` of the VecEnv), (n_envs,); none does if None
         :param deterministic: Whether to take the mode of the action distribution
         :return: The action(s) and the memory state to hand back: numpy arrays whose first axis is the environment
@@ -426,12 +397,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             memory_state = self.actor_memory.initial_state(n_envs)
         else:
             memory_state = tuple(th.as_tensor(part, device=self.device) for part in state)
-            expected = [tuple(part.shape) for part in self.actor_memory.initial_state(n_envs)]
-            got = [tuple(part.shape) for part in memory_state]
-            if got != expected:
+            expected, got = len(self.actor_memory.initial_state(1)), [tuple(part.shape) for part in memory_state]
+            if len(got) != expected or any(shape[:1] != (n_envs,) for shape in got):
                 raise ValueError(
-                    f"state must hold arrays of shapes {expected} for {n_envs} environment(s), got {got}: pass what the last "
-                    "call of this model returned, and state=None when the number of environments changes."
+                    f"state must hold {expected} arrays whose first axis is {n_envs} environment(s), got shapes {got}: pass "
+                    "what the last call of this model returned, and state=None when the number of environments changes."
                 )
         starts = np.zeros(n_envs, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool).reshape(-1)
         if len(starts) != n_envs:
@@ -456,48 +426,58 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     # -- Training ----------------------------------------------------------------------------------------------------
 
     def evaluate_actions(  # type: ignore[override]
-        self, obs: MemoryWindows, actions: th.Tensor
+        self, obs: MemoryWindows | TrialSlices, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
-        Re-encode working memories under the current weights and evaluate the actions taken.
+        Encode memories again under the current weights and evaluate the actions taken.
 
-        :param obs: Working memories cut from the rollout buffer
+        :param obs: Working memories or slices of trials, cut from the rollout buffer, with ``batch`` steps in all
         :param actions: Actions, (batch, ...)
         :return: values (batch, 1) in units of :attr:`value_scale`, log likelihoods (batch,), entropies (batch,) or None
         """
-        if not isinstance(obs, MemoryWindows):
+        if not isinstance(obs, (MemoryWindows, TrialSlices)):
             raise ValueError(
-                f"{type(self).__name__} needs working memories (MemoryWindows) to evaluate actions, got {type(obs).__name__}: "
-                "train it with an algorithm of this package, whose rollout buffer cuts them."
+                f"{type(self).__name__} needs memories (MemoryWindows or TrialSlices) to evaluate actions, got "
+                f"{type(obs).__name__}: train it with an algorithm of this package, whose rollout buffer cuts them."
             )
-        tokens = self._window_tokens(obs.observations)
-        current = tokens[th.arange(len(tokens), device=tokens.device), obs.lengths - 1]
-        actor_features = self._actor_input(self._encode(self.actor_memory, tokens, obs.lengths), current)
-        if self.critic == "shared":
-            critic_features = actor_features
-        else:
-            critic_features = self._critic_features(tokens, current, obs.lengths)
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(actor_features))
-        return self._values(critic_features), distribution.log_prob(actions), distribution.entropy()
+        tokens = self._token_sequences(obs.observations)
+        current = self._current_tokens(tokens, obs)
+        actor_features = self._encode(self.actor_memory, tokens, obs)
+        critic_features = self._critic_features(tokens, obs, actor_features)
+        latent_pi = self._latent_pi(actor_features, current)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        return self._values(critic_features, current), distribution.log_prob(actions), distribution.entropy()
 
-    def evaluate_values(self, obs: MemoryWindows) -> th.Tensor:
+    def evaluate_values(self, obs: MemoryWindows | TrialSlices) -> th.Tensor:
         """
         The values of :meth:`evaluate_actions` alone, without the work for the actor.
 
-        :param obs: Working memories cut from the rollout buffer
+        :param obs: Working memories or slices of trials, cut from the rollout buffer, with ``batch`` steps in all
         :return: Values in units of :attr:`value_scale` rewards, (batch, 1)
         """
-        tokens = self._window_tokens(obs.observations)
-        current = tokens[th.arange(len(tokens), device=tokens.device), obs.lengths - 1]
-        return self._values(self._critic_features(tokens, current, obs.lengths))
+        tokens = self._token_sequences(obs.observations)
+        return self._values(self._critic_features(tokens, obs, None), self._current_tokens(tokens, obs))
 
-    def _critic_features(self, tokens: th.Tensor, current: th.Tensor, lengths: th.Tensor) -> th.Tensor:
+    def _critic_features(
+        self, tokens: th.Tensor, obs: MemoryWindows | TrialSlices, actor_features: th.Tensor | None
+    ) -> th.Tensor | None:
         if self.critic == "memoryless":
-            return current
-        memory = self.actor_memory if self.critic_memory is None else self.critic_memory
-        return self._actor_input(self._encode(memory, tokens, lengths), current)
+            return None
+        if self.critic == "shared" and actor_features is not None:
+            return actor_features
+        return self._encode(self.actor_memory if self.critic_memory is None else self.critic_memory, tokens, obs)
 
     @staticmethod
-    def _encode(encoder: MemoryEncoder, tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
+    def _current_tokens(tokens: th.Tensor, obs: MemoryWindows | TrialSlices) -> th.Tensor:
+        # (batch or n_slices, seq_len, token_dim) -> (batch, token_dim)
+        if isinstance(obs, TrialSlices):
+            return tokens[obs.steps]
+        return tokens[th.arange(len(tokens), device=tokens.device), obs.lengths - 1]
+
+    @staticmethod
+    def _encode(encoder: MemoryEncoder, tokens: th.Tensor, obs: MemoryWindows | TrialSlices) -> th.Tensor:
+        # (batch or n_slices, seq_len, token_dim) -> (batch, features_dim)
+        if isinstance(obs, TrialSlices):
+            return encoder(tokens, obs.offsets)[obs.steps]
         assert isinstance(encoder, WindowMemoryEncoder)
-        return encoder.encode_windows(tokens, lengths)
+        return encoder.encode_windows(tokens, obs.lengths)

@@ -18,13 +18,41 @@ class MemoryWindows(NamedTuple):
     lengths: th.Tensor
 
 
+class TrialSlices(NamedTuple):
+    """
+    Slices of trials of a minibatch, one per row: the context from before the rollout, the steps trained on, and padding.
+
+    :param observations: Tokens as the environment gave them, (n_slices, seq_len, ...); a dict of these for Dict spaces
+    :param offsets: How many tokens each memory held before the first of its row, int64, (n_slices,)
+    :param steps: The steps trained on, bool, (n_slices, seq_len). The other parts of the minibatch hold these in the order
+        of ``observations[steps]``.
+    """
+
+    observations: PyTorchObs
+    offsets: th.Tensor
+    steps: th.Tensor
+
+
+class MemoryContext(NamedTuple):
+    """
+    What is remembered before a rollout.
+
+    :param observations: The last tokens of each environment, newest last, (n_envs, context_length, ...); a dict of these
+    :param lengths: How many tokens each memory holds, counted from the newest, int64, (n_envs,). More than
+        ``context_length``, if older ones are out of reach.
+    """
+
+    observations: PyTorchObs
+    lengths: th.Tensor
+
+
 class MemoryRolloutBufferSamples(NamedTuple):
     """
-    A minibatch for PPO's update, SB3's ``RolloutBufferSamples`` with working memories in place of observations.
+    A minibatch for PPO's update, SB3's ``RolloutBufferSamples`` with memories in place of observations.
     All but ``observations`` are (batch,) or (batch, action_dim).
     """
 
-    observations: MemoryWindows
+    observations: MemoryWindows | TrialSlices
     actions: th.Tensor
     old_values: th.Tensor
     old_log_prob: th.Tensor

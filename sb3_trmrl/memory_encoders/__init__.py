@@ -3,10 +3,31 @@
 import difflib
 
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, WindowMemoryEncoder
+from sb3_trmrl.memory_encoders.rnn import GRUEncoder, LSTMEncoder
 from sb3_trmrl.memory_encoders.tfixup import TFixupTransformerEncoder, tfixup_
 
 #: Encoders that can be chosen by name, since the yaml files of RL Zoo can't name classes.
-MEMORY_ENCODERS: dict[str, type[MemoryEncoder]] = {"tfixup": TFixupTransformerEncoder}
+MEMORY_ENCODERS: dict[str, type[MemoryEncoder]] = {
+    "tfixup": TFixupTransformerEncoder,
+    "gru": GRUEncoder,
+    "lstm": LSTMEncoder,
+}
+
+
+def register_memory_encoder(name: str, memory_encoder: type[MemoryEncoder]) -> None:
+    """
+    Make an encoder selectable by name: ``policy_kwargs=dict(memory_encoder=name)``. Whoever loads a model with it must have
+    registered it first.
+
+    :param name: Its name
+    :param memory_encoder: A subclass of :class:`MemoryEncoder`
+    :raises ValueError: if the class is no memory encoder, or another one has this name
+    """
+    if not (isinstance(memory_encoder, type) and issubclass(memory_encoder, MemoryEncoder)):
+        raise ValueError(f"memory_encoder must be a subclass of MemoryEncoder, got {memory_encoder!r}.")
+    if MEMORY_ENCODERS.get(name, memory_encoder) is not memory_encoder:
+        raise ValueError(f"name {name!r} is taken by {MEMORY_ENCODERS[name].__name__}: choose another one.")
+    MEMORY_ENCODERS[name] = memory_encoder
 
 
 def get_memory_encoder_class(memory_encoder: str | type[MemoryEncoder]) -> type[MemoryEncoder]:
@@ -19,7 +40,10 @@ def get_memory_encoder_class(memory_encoder: str | type[MemoryEncoder]) -> type[
         if memory_encoder not in MEMORY_ENCODERS:
             near = difflib.get_close_matches(memory_encoder, MEMORY_ENCODERS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"memory_encoder must be one of {sorted(MEMORY_ENCODERS)}, got {memory_encoder!r}.{hint}")
+            raise ValueError(
+                f"memory_encoder must be one of {sorted(MEMORY_ENCODERS)}, got {memory_encoder!r}.{hint} An encoder of your "
+                "own needs sb3_trmrl.register_memory_encoder(name, cls) first."
+            )
         return MEMORY_ENCODERS[memory_encoder]
     if not (isinstance(memory_encoder, type) and issubclass(memory_encoder, MemoryEncoder)):
         raise ValueError(f"memory_encoder must be a name or a subclass of MemoryEncoder, got {memory_encoder!r}.")
@@ -28,10 +52,13 @@ def get_memory_encoder_class(memory_encoder: str | type[MemoryEncoder]) -> type[
 
 __all__ = [
     "MEMORY_ENCODERS",
+    "GRUEncoder",
+    "LSTMEncoder",
     "MemoryEncoder",
     "MemoryState",
     "TFixupTransformerEncoder",
     "WindowMemoryEncoder",
     "get_memory_encoder_class",
+    "register_memory_encoder",
     "tfixup_",
 ]

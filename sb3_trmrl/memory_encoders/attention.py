@@ -1,12 +1,59 @@
 """
-Causal self-attention and the normalisation-free transformer layer.
+Causal self-attention and the transformer layer: over windows, over whole sequences, and token by token with a cache.
 
-Shapes: batch, seq_len, embed_dim = n_heads * head_dim.
+Shapes: batch, seq_len, embed_dim = n_heads * head_dim. Keys and values of a cache: (n_envs, n_heads, n_slots, head_dim).
 """
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+
+from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotate
+
+
+def remember(cache: th.Tensor, slots: th.Tensor, new: th.Tensor) -> None:
+    """
+    Write one entry per environment into a cache, in place.
+
+    :param cache: Shape (n_envs, n_heads, n_slots, head_dim)
+    :param slots: Where each environment's entry goes, int64, (n_envs,), in [0, n_slots)
+    :param new: The entries, (n_envs, n_heads, head_dim)
+    """
+    # scatter_ and not cache[envs, :, slots] = new, which is three times slower
+    index = slots.view(-1, 1, 1, 1).expand(-1, new.shape[1], 1, new.shape[2])
+    cache.scatter_(2, index, new.unsqueeze(2))
+
+
+def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int) -> th.Tensor:
+    """
+    Causal attention in which a token sees itself and the ``band - 1`` tokens before it. Blocks of ``band`` queries meet the
+    keys of their own block and of the one before, so that time and memory grow with seq_len * band, not with seq_len^2.
+
+    :param query: Shape (batch, n_heads, seq_len, head_dim)
+    :param key: Same shape
+    :param value: Same shape
+    :param band: Number of tokens that a token sees, at least 1
+    :return: Same shape
+    """
+    seq_len = query.shape[2]
+    if seq_len <= band:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    n_blocks = -(-seq_len // band)
+    behind = n_blocks * band - seq_len
+    # (batch, n_heads, seq_len, head_dim) -> (batch, n_heads, n_blocks, band, head_dim)
+    queries = F.pad(query, (0, 0, 0, behind)).unflatten(2, (n_blocks, band))
+    # The keys are padded by a block in front: (batch, n_heads, n_blocks, 2 * band, head_dim)
+    keys, values = (
+        F.pad(part, (0, 0, band, behind)).unfold(2, 2 * band, band).transpose(-1, -2).contiguous() for part in (key, value)
+    )
+    time = th.arange(2 * band, device=query.device)
+    age = time[:band].unsqueeze(1) + band - time  # of a key in the eyes of a query, (band, 2 * band)
+    visible = ((age >= 0) & (age < band)).expand(n_blocks, band, 2 * band).clone()
+    visible[0, :, :band] = False
+    attended = F.scaled_dot_product_attention(
+        queries.flatten(1, 2), keys.flatten(1, 2), values.flatten(1, 2), attn_mask=visible.repeat(query.shape[1], 1, 1)
+    )
+    return attended.unflatten(1, (query.shape[1], n_blocks)).flatten(2, 3)[:, :, :seq_len]
 
 
 class CausalSelfAttention(nn.Module):
@@ -36,15 +83,64 @@ class CausalSelfAttention(nn.Module):
         # (batch, seq_len, embed_dim) -> (batch, n_heads, seq_len, head_dim)
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
-    def forward(self, x: th.Tensor) -> th.Tensor:
+    def _project(self, x: th.Tensor, rotation: Rotation | None) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        projected = self.in_proj(x)
+        if rotation is None:
+            query, key, value = (self._split_heads(part) for part in projected.chunk(3, dim=-1))
+            return query, key, value
+        query_key, value = projected.split([2 * self.embed_dim, self.embed_dim], dim=-1)
+        # Queries and keys turn together: (batch, seq_len, 2 * n_heads, head_dim)
+        query, key = rotate(query_key.unflatten(-1, (2 * self.n_heads, -1)), rotation).transpose(1, 2).chunk(2, dim=1)
+        return query, key, self._split_heads(value)
+
+    def encode(
+        self, x: th.Tensor, band: int | None = None, rotation: Rotation | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param x: Tokens, shape (batch, seq_len, embed_dim)
+        :param band: How many tokens a token sees, itself included; all before it if None
+        :param rotation: Rotary positions of the tokens
+        :return: Attended values of every token, same shape, and the keys and values, (batch, n_heads, seq_len, head_dim)
+        """
+        query, key, value = self._project(x, rotation)
+        attended = attend_in_band(query, key, value, x.shape[1] if band is None else band)
+        # (batch, n_heads, seq_len, head_dim) -> (batch, seq_len, embed_dim)
+        return self.out_proj(attended.transpose(1, 2).flatten(-2)), key, value
+
+    def forward(self, x: th.Tensor, band: int | None = None, rotation: Rotation | None = None) -> th.Tensor:
+        """
+        :param x: Tokens, shape (batch, seq_len, embed_dim)
+        :param band: How many tokens a token sees, itself included; all before it if None
+        :param rotation: Rotary positions of the tokens
         :return: Attended values of every token, same shape
         """
-        query, key, value = (self._split_heads(part) for part in self.in_proj(x).chunk(3, dim=-1))
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        # (batch, n_heads, seq_len, head_dim) -> (batch, seq_len, embed_dim)
-        return self.out_proj(attended.transpose(1, 2).flatten(-2))
+        return self.encode(x, band, rotation)[0]
+
+    def step(
+        self,
+        x: th.Tensor,
+        keys: th.Tensor,
+        values: th.Tensor,
+        slots: th.Tensor,
+        visible: th.Tensor,
+        rotation: Rotation | None = None,
+    ) -> th.Tensor:
+        """
+        Attention of one new token per environment to itself and to what the cache holds.
+
+        :param x: New tokens, shape (n_envs, embed_dim)
+        :param keys: Cache, (n_envs, n_heads, n_slots, head_dim); the new keys are written to it
+        :param values: Cache, same shape; the new values are written to it
+        :param slots: Where the new entries go, int64, (n_envs,)
+        :param visible: Which slots are seen, bool, (n_envs, 1, 1, n_slots); those of the new tokens among them
+        :param rotation: Rotary positions of the new tokens
+        :return: Shape (n_envs, embed_dim)
+        """
+        query, key, value = self._project(x.unsqueeze(1), rotation)
+        remember(keys, slots, key.squeeze(2))
+        remember(values, slots, value.squeeze(2))
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
+        return self.out_proj(attended.flatten(1))
 
     def attend_from(self, x: th.Tensor, position: th.Tensor) -> th.Tensor:
         """
@@ -69,29 +165,62 @@ class CausalSelfAttention(nn.Module):
 
 class TransformerLayer(nn.Module):
     """
-    Transformer encoder layer without LayerNorm and dropout, as T-Fixup allows (Huang et al., ICML 2020):
-    ``x += MHA(x)``, ``x += W2 relu(W1 x)``.
+    Transformer encoder layer without dropout: ``x += MHA(x)``, ``x += W2 relu(W1 x)``; without LayerNorm, as T-Fixup allows
+    (Huang et al., ICML 2020), or with LayerNorm on the input of each part (pre-norm).
 
     :param embed_dim: Width of the tokens
     :param n_heads: Number of attention heads
     :param ff_dim: Width of the feed-forward network
+    :param pre_norm: Whether to normalise the input of attention and feed-forward network
     """
 
-    def __init__(self, embed_dim: int, n_heads: int, ff_dim: int):
+    def __init__(self, embed_dim: int, n_heads: int, ff_dim: int, pre_norm: bool = False):
         super().__init__()
+        self.attention_norm = nn.LayerNorm(embed_dim) if pre_norm else nn.Identity()
         self.attention = CausalSelfAttention(embed_dim, n_heads)
+        self.feed_forward_norm = nn.LayerNorm(embed_dim) if pre_norm else nn.Identity()
         self.feed_forward_1 = nn.Linear(embed_dim, ff_dim)
         self.feed_forward_2 = nn.Linear(ff_dim, embed_dim)
 
     def _feed_forward(self, x: th.Tensor) -> th.Tensor:
-        return x + self.feed_forward_2(F.relu(self.feed_forward_1(x)))
+        return x + self.feed_forward_2(F.relu(self.feed_forward_1(self.feed_forward_norm(x))))
 
-    def forward(self, x: th.Tensor) -> th.Tensor:
+    def encode(
+        self, x: th.Tensor, band: int | None = None, rotation: Rotation | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param x: Tokens, shape (batch, seq_len, embed_dim)
+        :param band: How many tokens a token sees, itself included; all before it if None
+        :param rotation: Rotary positions of the tokens
+        :return: Refined tokens, same shape, and the attention's keys and values, (batch, n_heads, seq_len, head_dim)
+        """
+        attended, key, value = self.attention.encode(self.attention_norm(x), band, rotation)
+        return self._feed_forward(x + attended), key, value
+
+    def forward(self, x: th.Tensor, band: int | None = None, rotation: Rotation | None = None) -> th.Tensor:
+        """
+        :param x: Tokens, shape (batch, seq_len, embed_dim)
+        :param band: How many tokens a token sees, itself included; all before it if None
+        :param rotation: Rotary positions of the tokens
         :return: Refined tokens, same shape
         """
-        return self._feed_forward(x + self.attention(x))
+        return self.encode(x, band, rotation)[0]
+
+    def step(
+        self,
+        x: th.Tensor,
+        keys: th.Tensor,
+        values: th.Tensor,
+        slots: th.Tensor,
+        visible: th.Tensor,
+        rotation: Rotation | None = None,
+    ) -> th.Tensor:
+        """
+        One new token per environment; arguments as in :meth:`CausalSelfAttention.step`.
+
+        :return: Refined tokens, (n_envs, embed_dim)
+        """
+        return self._feed_forward(x + self.attention.step(self.attention_norm(x), keys, values, slots, visible, rotation))
 
     def forward_at(self, x: th.Tensor, position: th.Tensor) -> th.Tensor:
         """
@@ -102,4 +231,4 @@ class TransformerLayer(nn.Module):
         :return: Shape (batch, embed_dim)
         """
         current = x[th.arange(len(x), device=x.device), position]
-        return self._feed_forward(current + self.attention.attend_from(x, position))
+        return self._feed_forward(current + self.attention.attend_from(self.attention_norm(x), position))

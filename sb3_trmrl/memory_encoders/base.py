@@ -6,7 +6,7 @@ follow each other in time, ``token_dim`` is the width of a token, ``features_dim
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch as th
 from torch import nn
@@ -15,20 +15,18 @@ from torch import nn
 MemoryState = tuple[th.Tensor, ...]
 
 
-def memory_lengths(memory_starts: th.Tensor, initial_lengths: th.Tensor) -> th.Tensor:
+def oldest_first(tokens: th.Tensor, lengths: th.Tensor) -> th.Tensor:
     """
-    Number of tokens since the memory was last emptied, the current one included.
+    Move what is remembered to the left: column ``i`` holds the ``i``-th oldest remembered token of its row. The columns
+    behind the newest repeat it.
 
-    ``length[t] = 1`` where ``memory_starts[t]``, else ``length[t - 1] + 1`` with ``length[-1] = initial_lengths``.
-
-    :param memory_starts: Whether the memory is emptied before this token, bool, shape (batch, seq_len)
-    :param initial_lengths: Number of tokens already in memory before the sequence, int64, shape (batch,)
-    :return: int64, shape (batch, seq_len), at least 1
+    :param tokens: Tokens, newest last, shape (batch, context, token_dim)
+    :param lengths: How many of them, counted from the newest, are remembered, int64, shape (batch,), in [0, context]
+    :return: Shape (batch, max(lengths), token_dim)
     """
-    time = th.arange(memory_starts.shape[1], device=memory_starts.device).expand(memory_starts.shape)
-    # Time of the last start at or before t; a memory that was already filled started before time 0
-    last_start = th.where(memory_starts, time, -initial_lengths.unsqueeze(1)).cummax(dim=1).values
-    return time - last_start + 1
+    context = tokens.shape[1]
+    columns = (context - lengths).unsqueeze(1) + th.arange(int(lengths.max()), device=tokens.device)
+    return tokens.gather(1, columns.clamp(max=context - 1).unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 
 def window_indices(rows: th.Tensor, lengths: th.Tensor, window: int) -> th.Tensor:
@@ -49,21 +47,28 @@ class MemoryEncoder(nn.Module, ABC):
     """
     Turns the tokens of a trial into features that depend on everything remembered so far.
 
-    An encoder is causal, keeps environments apart and is the same function in ``step`` (acting) and in training.
+    An encoder is causal, keeps environments apart and is the same function in ``step`` (acting) and ``forward`` (training).
+    A subclass implements :meth:`initial_state`, :meth:`step` and :meth:`forward`; ``examples/custom_memory_encoder.py`` shows
+    how.
 
     :param token_dim: Width F of the tokens
     :param features_dim: Width D of the features
-    :param context_length: How many tokens before the current one can influence its features
+    :param context_length: How many tokens before the current one can influence its features. The rollout buffer keeps that
+        many tokens of the last rollout in front of the next one. An encoder whose memory has no such bound names how many it
+        wants to be re-encoded when a rollout starts in mid-trial.
     """
 
     #: What the rollout buffer hands out for training: independent ``"window"`` s of W tokens or whole ``"sequence"`` s.
-    training_unit: ClassVar[Literal["window", "sequence"]]
+    training_unit: Literal["window", "sequence"] = "sequence"
 
     def __init__(self, token_dim: int, features_dim: int, context_length: int):
         super().__init__()
         self.token_dim = token_dim
         self.features_dim = features_dim
         self.context_length = context_length
+        # Knows device and dtype; not part of the weights
+        self._anchor: th.Tensor
+        self.register_buffer("_anchor", th.zeros(()), persistent=False)
 
     @abstractmethod
     def initial_state(self, n_envs: int) -> MemoryState:
@@ -73,36 +78,54 @@ class MemoryEncoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def state_from_context(self, tokens: th.Tensor, lengths: th.Tensor) -> MemoryState:
-        """
-        Rebuild the memory from stored tokens under the current weights (at the start of a rollout in mid-trial).
-
-        :param tokens: The last tokens of each environment, newest last, shape (n_envs, context, token_dim)
-        :param lengths: How many of these (counted from the newest) are remembered, shape (n_envs,), in [0, context]
-        :return: The memory after these tokens
-        """
-
-    @abstractmethod
     def step(self, tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
         """
         Remember one token per environment and read the memory.
 
         :param tokens: Shape (n_envs, token_dim)
-        :param state: The memory before these tokens
+        :param state: The memory before these tokens. It is used up: its tensors may be written to and become part of the
+            new state
         :param memory_starts: Whether the memory is emptied first, bool, shape (n_envs,)
         :return: Features of shape (n_envs, features_dim) and the memory that includes the tokens
         """
 
     @abstractmethod
-    def forward(self, tokens: th.Tensor, memory_starts: th.Tensor, state: MemoryState | None = None) -> th.Tensor:
+    def forward(self, tokens: th.Tensor, offsets: th.Tensor) -> th.Tensor:
         """
-        The features of whole sequences; equal to calling ``step`` token by token.
+        The features of whole sequences; equal to calling ``step`` token by token from an empty memory.
+
+        Each row is a stretch of *one* memory: none is emptied behind its first token. What a row has behind its end (rows
+        are padded on the right to equal length) is computed and thrown away.
 
         :param tokens: Shape (batch, seq_len, token_dim)
-        :param memory_starts: Whether the memory is emptied before a token, bool, shape (batch, seq_len)
-        :param state: The memory before the first tokens; empty if None
+        :param offsets: How many tokens this memory held before the first of the row, int64, shape (batch,): zero where the
+            row starts with the memory. These tokens are out of reach; only encoders with absolute positions need to know.
         :return: Shape (batch, seq_len, features_dim)
         """
+
+    def state_from_context(self, tokens: th.Tensor, lengths: th.Tensor) -> MemoryState:
+        """
+        Rebuild the memory from stored tokens under the current weights (at the start of a rollout in mid-trial). Here step
+        by step; encoders that can do it faster override it.
+
+        :param tokens: The last tokens of each environment, newest last, shape (n_envs, context, token_dim)
+        :param lengths: How many tokens the memory of each environment holds, shape (n_envs,), int64. It may be more than
+            ``context``: the oldest ones are then out of reach.
+        :return: The memory after these tokens
+        """
+        n_envs, context, _ = tokens.shape
+        reach = lengths.clamp(max=context)
+        state = self.initial_state(n_envs)
+        for t in range(context - int(reach.max()), context):
+            # A memory whose first token is still to come is filled with what is there, and emptied when it comes
+            _, state = self.step(tokens[:, t], state, reach == context - t)
+        empty = lengths == 0
+        if not empty.any():
+            return state
+        fresh = self.initial_state(n_envs)
+        return tuple(
+            th.where(empty.view(-1, *[1] * (part.dim() - 1)), new, part) for part, new in zip(state, fresh, strict=True)
+        )
 
 
 class WindowMemoryEncoder(MemoryEncoder):
@@ -118,7 +141,7 @@ class WindowMemoryEncoder(MemoryEncoder):
     :raises ValueError: if ``memory_length`` < 1
     """
 
-    training_unit = "window"
+    training_unit: Literal["window", "sequence"] = "window"
 
     def __init__(self, token_dim: int, features_dim: int, memory_length: int):
         if memory_length < 1:
@@ -127,8 +150,6 @@ class WindowMemoryEncoder(MemoryEncoder):
             )
         super().__init__(token_dim, features_dim, context_length=memory_length - 1)
         self.memory_length = memory_length
-        # Knows device and dtype; not part of the weights
-        self.register_buffer("_anchor", th.zeros(()), persistent=False)
 
     @abstractmethod
     def encode_windows(self, windows: th.Tensor, lengths: th.Tensor) -> th.Tensor:
@@ -142,19 +163,14 @@ class WindowMemoryEncoder(MemoryEncoder):
         """
 
     def initial_state(self, n_envs: int) -> MemoryState:
-        anchor = self._anchor
-        assert isinstance(anchor, th.Tensor)
-        tokens = anchor.new_zeros(n_envs, self.memory_length, self.token_dim)
-        return tokens, th.zeros(n_envs, dtype=th.int64, device=anchor.device)
+        tokens = self._anchor.new_zeros(n_envs, self.memory_length, self.token_dim)
+        return tokens, th.zeros(n_envs, dtype=th.int64, device=tokens.device)
 
     def state_from_context(self, tokens: th.Tensor, lengths: th.Tensor) -> MemoryState:
-        n_envs, context, _ = tokens.shape
-        memory, _ = self.initial_state(n_envs)
-        lengths = lengths.clamp(max=min(context, self.memory_length))
-        if context > 0:
-            # Slot i <- the i-th oldest remembered token; what lies behind the last one is never read
-            slots = (context - lengths).unsqueeze(1) + th.arange(self.memory_length, device=tokens.device)
-            memory = tokens.gather(1, slots.clamp(max=context - 1).unsqueeze(-1).expand(-1, -1, self.token_dim))
+        memory, _ = self.initial_state(len(tokens))
+        lengths = lengths.clamp(max=min(tokens.shape[1], self.memory_length))
+        newest = oldest_first(tokens, lengths)
+        memory[:, : newest.shape[1]] = newest
         return memory, lengths
 
     def step(self, tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
@@ -168,17 +184,11 @@ class WindowMemoryEncoder(MemoryEncoder):
         lengths = position + 1
         return self.encode_windows(memory, lengths), (memory, lengths)
 
-    def forward(self, tokens: th.Tensor, memory_starts: th.Tensor, state: MemoryState | None = None) -> th.Tensor:
-        batch, seq_len, token_dim = tokens.shape
-        memory, filled = self.initial_state(batch) if state is None else state
-        # Put what is remembered right before the new tokens: (batch, memory_length + seq_len, token_dim)
-        shift = (th.arange(self.memory_length, device=tokens.device) + filled.unsqueeze(1)) % self.memory_length
-        history = memory.gather(1, shift.unsqueeze(-1).expand(-1, -1, token_dim))
-        history = th.cat([history, tokens], dim=1)
-        lengths = memory_lengths(memory_starts, filled).clamp(max=self.memory_length)
-        rows = (self.memory_length + th.arange(seq_len, device=tokens.device)).expand(batch, seq_len)
+    def forward(self, tokens: th.Tensor, offsets: th.Tensor) -> th.Tensor:
+        batch, seq_len, _ = tokens.shape
+        rows = th.arange(seq_len, device=tokens.device).repeat(batch)
+        lengths = (rows + 1).clamp(max=self.memory_length)
         # (batch, seq_len) -> (batch * seq_len, memory_length), one window per token
-        indices = window_indices(rows.flatten(), lengths.flatten(), self.memory_length)
+        indices = window_indices(rows, lengths, self.memory_length)
         owners = th.arange(batch, device=tokens.device).repeat_interleave(seq_len).unsqueeze(1)
-        features = self.encode_windows(history[owners, indices], lengths.flatten())
-        return features.unflatten(0, (batch, seq_len))
+        return self.encode_windows(tokens[owners, indices], lengths).unflatten(0, (batch, seq_len))

@@ -1,35 +1,29 @@
 """TrMRL: PPO with a transformer memory over the trial (Melo, ICML 2022, arXiv 2206.06614)."""
 
-from collections import deque
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_trmrl.common.buffers import WorkingMemoryRolloutBuffer
+from sb3_trmrl.common.buffers import MemoryRolloutBuffer
+from sb3_trmrl.common.on_policy_algorithm import MemoryPPO, refuse_non_finite_gradients
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
-from sb3_trmrl.envs.trial import TokenSpace
-from sb3_trmrl.memory_encoders import MemoryState
 from sb3_trmrl.trmrl_ppo.policies import TrMRLPolicy
 from sb3_trmrl.trmrl_ppo.two_phase_update import TwoPhaseUpdate, train_in_two_phases
 
 SelfTrMRLPPO = TypeVar("SelfTrMRLPPO", bound="TrMRLPPO")
 
 
-class TrMRLPPO(PPO):
+class TrMRLPPO(MemoryPPO):
     """
     Proximal Policy Optimization with a transformer memory, meta-trained over trials of several episodes.
 
-    It is SB3's PPO: the memory is the policy's features extractor over the working memory, the rollout buffer hands PPO
-    working memories and ``evaluate_actions`` re-encodes them. On a plain environment it is PPO with transformer memory.
+    It is SB3's PPO: the memory is the policy's features extractor over the trial, the rollout buffer hands PPO slices of
+    trials (or working memories) and ``evaluate_actions`` encodes them again. On a plain environment it is PPO with
+    transformer memory.
 
     Paper: https://arxiv.org/abs/2206.06614. Where the defaults differ from the paper, and why: ``docs/guide/trmrl.md``; the
     paper's own settings: ``hyperparams/trmrl_paper.yml``.
@@ -38,7 +32,8 @@ class TrMRLPPO(PPO):
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update
-    :param batch_size: Minibatch size, in steps; each step comes with its working memory
+    :param batch_size: Minibatch size, in steps. Memories of windows: steps in random order, each with its working memory.
+        Memories of sequences: whole slices of trials in random order, ``batch_size`` steps on average (docs/guide/memory.md)
     :param n_epochs: Number of epochs when optimizing the surrogate loss
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
@@ -50,7 +45,8 @@ class TrMRLPPO(PPO):
     :param max_grad_norm: The maximum value for the gradient clipping; ``float("inf")`` for none
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-    :param rollout_buffer_class: Rollout buffer class, a subclass of :class:`WorkingMemoryRolloutBuffer`
+    :param rollout_buffer_class: Rollout buffer class, a subclass of the one that the memory needs:
+        ``WorkingMemoryRolloutBuffer`` or ``TrialSliceRolloutBuffer``
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param target_kl: Limit the KL divergence between updates
     :param stats_window_size: Number of trials to average the reported returns over
@@ -70,8 +66,6 @@ class TrMRLPPO(PPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TrMRLPolicy": TrMRLPolicy}
-    policy: MemoryActorCriticPolicy
-    rollout_buffer: WorkingMemoryRolloutBuffer
 
     def __init__(
         self,
@@ -104,9 +98,6 @@ class TrMRLPPO(PPO):
         two_phase_update: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
     ):
-        if not isinstance(policy, str) and not issubclass(policy, MemoryActorCriticPolicy):
-            raise ValueError(self._policy_error(policy.__name__))
-        self.bootstrap_trial_end = bootstrap_trial_end
         self.two_phase_update = None if two_phase_update is None else TwoPhaseUpdate(**two_phase_update)
         if self.two_phase_update is None and (policy_kwargs or {}).get("value_log_std_init") is not None:
             raise ValueError(
@@ -115,8 +106,6 @@ class TrMRLPPO(PPO):
             )
         if self.two_phase_update is not None and clip_range_vf is not None:
             raise ValueError(f"clip_range_vf={clip_range_vf} has no effect with two_phase_update: leave one of them out.")
-        self.trial_info_buffer: deque[dict[str, Any]] | None = None
-        self.n_iterations = 0
         super().__init__(
             policy,
             env,
@@ -143,90 +132,12 @@ class TrMRLPPO(PPO):
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=False,
+            bootstrap_trial_end=bootstrap_trial_end,
+            _init_setup_model=_init_setup_model,
         )
-        if self.env is not None:
-            self._check_tokens(self.env)
-        if _init_setup_model:
-            self._setup_model()
-
-    # -- Construction ------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def _policy_error(cls, got: str) -> str:
-        return (
-            f"{cls.__name__} needs a policy with a memory, got policy={got!r}: pass one of {sorted(cls.policy_aliases)} or a "
-            "subclass of MemoryActorCriticPolicy, or train the memory-less policy with stable_baselines3.PPO."
-        )
-
-    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        if policy_name not in self.policy_aliases:
-            raise ValueError(self._policy_error(policy_name))
-        return super()._get_policy_from_name(policy_name)
-
-    def _check_tokens(self, env: VecEnv) -> None:
-        space = env.observation_space
-        has_parts = isinstance(space, TokenSpace) or (isinstance(space, spaces.Dict) and "prev_done" in space.spaces)
-        forgets = self.policy_kwargs.get("memory_reset") == "episode"
-        if forgets and not has_parts and env.has_attr("episodes_per_trial"):
-            raise ValueError(
-                "memory_reset='episode' needs the token's prev_done to tell the episodes of a trial apart, but a wrapper "
-                f"around the trial environment hides the token's parts: the observation space is {space}. Wrap the MetaEnv "
-                "inside TrialWrapper instead, or use memory_reset='trial'."
-            )
-        vec_normalize = unwrap_vec_normalize(env)
-        if not has_parts or vec_normalize is None or not vec_normalize.norm_obs:
-            return
-        if isinstance(space, TokenSpace) or {"prev_action", "prev_reward", "prev_done"} & set(
-            vec_normalize.norm_obs_keys or []
-        ):
-            raise ValueError(
-                "VecNormalize(norm_obs=True) would normalise the previous action, reward and done of the token too, which "
-                "tell what happened: use VecNormalize(norm_obs=False), leave these keys out of norm_obs_keys, or use no "
-                "VecNormalize, and let the policy normalise (policy_kwargs=dict(normalize_observations=True), the default)."
-            )
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        Check the new environment and use it from now on.
-
-        :param env: The environment for learning a policy
-        :param force_reset: Force call to ``reset()`` before training
-        """
-        super().set_env(env, force_reset)
-        assert self.env is not None
-        self._check_tokens(self.env)
 
     def _setup_model(self) -> None:
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
-        ).to(self.device)
-        if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = WorkingMemoryRolloutBuffer
-        if not issubclass(self.rollout_buffer_class, WorkingMemoryRolloutBuffer):
-            raise ValueError(
-                "rollout_buffer_class must be a subclass of WorkingMemoryRolloutBuffer, since others hand out no working "
-                f"memories; got {self.rollout_buffer_class.__name__}. Leave it out for the default."
-            )
-        self.rollout_buffer = self.rollout_buffer_class(
-            self.n_steps,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            context_length=self.policy.context_length,
-            **self.rollout_buffer_kwargs,
-        )
-        self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
-                raise ValueError(f"clip_range_vf must be positive, got {self.clip_range_vf}: pass None to switch it off.")
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-
+        super()._setup_model()
         if isinstance(self.two_phase_update, dict):  # given to load()
             self.two_phase_update = TwoPhaseUpdate(**self.two_phase_update)
         if self.two_phase_update is not None:
@@ -237,8 +148,8 @@ class TrMRLPPO(PPO):
             self.value_optimizer = optimizer_class(
                 self.policy.critic_parameters(), lr=self.two_phase_update.value_learning_rate, **kwargs  # type: ignore[call-arg]
             )
-            self.value_optimizer.register_step_pre_hook(_refuse_non_finite_gradients)
-        self.policy.optimizer.register_step_pre_hook(_refuse_non_finite_gradients)
+            self.value_optimizer.register_step_pre_hook(refuse_non_finite_gradients)
+            self.policy.optimizer.register_step_pre_hook(refuse_non_finite_gradients)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "value_optimizer"]
@@ -247,211 +158,16 @@ class TrMRLPPO(PPO):
         state_dicts, tensors = super()._get_torch_save_params()
         return [*state_dicts, *(["value_optimizer"] if self.two_phase_update is not None else [])], tensors
 
-    # -- Acting ------------------------------------------------------------------------------------------------------
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if self.trial_info_buffer is None or reset_num_timesteps:
-            self.trial_info_buffer = deque(maxlen=self._stats_window_size)
-        if reset_num_timesteps:
-            self.n_iterations = 0
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Collect experiences using the current policy and its memory and fill the rollout buffer.
-
-        :param env: The training environment
-        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
-        :param rollout_buffer: Buffer to fill with rollouts
-        :param n_rollout_steps: Number of experiences to collect per environment
-        :return: True if at least ``n_rollout_steps`` were collected, False if the callback terminated the rollout prematurely
-        :raises ValueError: if the environment returns an observation or a reward that is not finite
-        """
-        assert isinstance(rollout_buffer, WorkingMemoryRolloutBuffer), f"{rollout_buffer} does not hand out working memories"
-        assert self._last_obs is not None, "No previous observation was provided"
-        self._check_finite("observation", self._last_obs)
-        # Switch to eval mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(False)
-
-        n_steps = 0
-        rollout_buffer.reset()
-        with th.no_grad():
-            # In mid-trial the memory is what the stored tokens give under the weights of now: the ratio starts at 1
-            memory_state = self.policy.state_from_context(rollout_buffer.context())
-        # One unit of value for the whole rollout: rewards are stored in it, values are predicted in it
-        value_scale = self.policy.value_scale
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
-
-        callback.on_rollout_start()
-
-        while n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-
-            with th.no_grad():
-                obs_tensor, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
-                actions_tensor, values, log_probs, memory_state = self.policy(obs_tensor, memory_state, memory_starts)
-            actions = actions_tensor.cpu().numpy()
-
-            # Rescale and perform action
-            clipped_actions = actions
-            if isinstance(self.action_space, spaces.Box):
-                if self.policy.squash_output:
-                    clipped_actions = self.policy.unscale_action(clipped_actions)
-                else:
-                    # Clip the actions to avoid out of bound error, as they are sampled from an unbounded Gaussian
-                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
-
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self._check_finite("observation", new_obs)
-            self._check_finite("reward", rewards)
-            self.num_timesteps += env.num_envs
-
-            # Give access to local variables
-            callback.update_locals(locals())
-            go_on = callback.on_step()
-
-            self._update_info_buffer(infos, dones)
-            n_steps += 1
-
-            if isinstance(self.action_space, spaces.Discrete):
-                # Reshape in case of discrete action
-                actions = actions.reshape(-1, 1)
-
-            scaled_rewards = rewards / value_scale
-            if dones.any():
-                scaled_rewards += self.gamma * self._values_behind(infos, dones, values, memory_state)
-
-            rollout_buffer.add(
-                obs_tensor,
-                actions,
-                scaled_rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
-                values,
-                log_probs,
-                memory_starts,
-            )
-            self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = dones
-            if not go_on:
-                # Only now: the memory of a continued training must know this step, and where its trial ended
-                return False
-
-        with th.no_grad():
-            # Compute value for the last timestep
-            obs_tensor, memory_starts = self._enter_memory(new_obs, dones)
-            values = self.policy.predict_values(obs_tensor, memory_state, memory_starts)
-
-        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+    def _compute_targets(self, rollout_buffer: MemoryRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
+        super()._compute_targets(rollout_buffer, last_values, dones)
         if self.two_phase_update is not None:
-            rollout_buffer.returns = rollout_buffer.monte_carlo_returns(values.cpu().numpy().flatten(), dones)
-        if self.policy.value_normalizer is not None:
-            # Values do not enter the ratio, so their unit may follow the targets before the update that fits them
-            self.policy.value_normalizer.update(rollout_buffer.returns * value_scale)
-            rollout_buffer.rescale(value_scale / self.policy.value_scale)
+            rollout_buffer.returns = rollout_buffer.monte_carlo_returns(last_values.cpu().numpy().flatten(), dones)
 
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _enter_memory(self, obs: Any, episode_starts: np.ndarray | None) -> tuple[Any, th.Tensor]:
-        starts = th.as_tensor(episode_starts, dtype=th.bool, device=self.device)
-        return self.policy.enter_memory(obs_as_tensor(obs, self.device), starts)
-
-    def _values_behind(
-        self, infos: list[dict[str, Any]], dones: np.ndarray, values: th.Tensor, memory_state: MemoryState
-    ) -> np.ndarray:
-        """
-        What is expected behind the end of the VecEnv's episode: zero after a real end, a value after a time limit.
-
-        :param infos: Infos of the step
-        :param dones: Whether the VecEnv's episode ended with the step, (n_envs,)
-        :param values: Values at the step, (n_envs, 1)
-        :param memory_state: The memory with the step's token
-        :return: Values in units of ``value_scale``, (n_envs,); zero where the episode goes on
-        """
-        behind = np.zeros(len(infos), dtype=np.float32)
-        cut = [idx for idx in np.flatnonzero(dones).tolist() if infos[idx].get("TimeLimit.truncated", False)]
-        trials = [idx for idx in cut if "trial" in infos[idx]]
-        if self.bootstrap_trial_end and trials:
-            behind[trials] = values[trials].cpu().numpy().flatten()
-        plain = [idx for idx in cut if "trial" not in infos[idx] and infos[idx].get("terminal_observation") is not None]
-        if plain:
-            behind[plain] = self._terminal_values([infos[idx]["terminal_observation"] for idx in plain], plain, memory_state)
-        return behind
-
-    def _terminal_values(self, observations: list[Any], slots: list[int], memory_state: MemoryState) -> np.ndarray:
-        # The last token never gets to the policy: the VecEnv has already reset. It continues the memory of its episode.
-        if isinstance(self.observation_space, spaces.Dict):
-            stacked: Any = {key: np.stack([obs[key] for obs in observations]) for key in self.observation_space.spaces}
-        else:
-            stacked = np.stack(observations)
-        self._check_finite("terminal observation", stacked, slots)
-        obs_tensor, _ = self.policy.obs_to_tensor(stacked)
-        with th.no_grad():
-            no_starts = th.zeros(len(slots), dtype=th.bool, device=self.device)
-            slot_state = tuple(part[slots] for part in memory_state)
-            return self.policy.predict_values(obs_tensor, slot_state, no_starts).cpu().numpy().flatten()
-
-    @staticmethod
-    def _check_finite(what: str, values: Any, slots: list[int] | None = None) -> None:
-        for name, part in values.items() if isinstance(values, dict) else [(what, values)]:
-            if part.dtype.kind != "f" or np.isfinite(part).all():
-                continue
-            row = int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))[0])
-            label = what if name == what else f"{what} {name!r}"
-            raise ValueError(
-                f"The environment in slot {slots[row] if slots else row} returned a {label} that is not finite ({part[row]}). "
-                "Nothing was learned from it; mend the environment (stable_baselines3's VecCheckNan tells the step)."
-            )
-
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        super()._update_info_buffer(infos, dones)
-        assert self.trial_info_buffer is not None
-        self.trial_info_buffer.extend(info["trial"] for info in infos if "trial" in info)
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """
-        Write log: SB3's keys and, for trials, the mean return of each of their episodes.
-
-        :param iteration: Current logging iteration
-        """
-        if self.trial_info_buffer:
-            # Trials of different lengths meet when the environment changed
-            returns = [trial["returns"] for trial in self.trial_info_buffer]
-            for index in range(max(map(len, returns))):
-                reached = [episodes[index] for episodes in returns if len(episodes) > index]
-                self.logger.record(f"meta/return_episode_{index + 1}", float(np.mean(reached)))
-            self.logger.record("meta/adaptation_gain", float(np.mean([episodes[-1] - episodes[0] for episodes in returns])))
-        super().dump_logs(iteration)
-
-    # -- Training ----------------------------------------------------------------------------------------------------
-
-    def train(self) -> None:
-        """
-        Update the policy from the rollout buffer, then take the rollout's observations into the running statistics, so that
-        acting and training within one iteration used the same numbers.
-        """
+    def _update(self) -> None:
         if self.two_phase_update is None:
-            super().train()
+            super()._update()
         else:
             train_in_two_phases(self, self.two_phase_update)
-        self.n_iterations += 1
-        if self.policy.normalizer is not None:
-            context = self.rollout_buffer.context_length
-            tokens = {key: array[context:] for key, array in self.rollout_buffer.tokens.items()}
-            # (n_steps, n_envs, ...) -> (n_steps * n_envs, ...)
-            self.policy.normalizer.update({key: part.reshape(-1, *part.shape[2:]) for key, part in tokens.items()})
 
     def learn(
         self: SelfTrMRLPPO,
@@ -462,21 +178,4 @@ class TrMRLPPO(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTrMRLPPO:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
-
-
-def _refuse_non_finite_gradients(optimizer: th.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    # Runs before every optimizer step: weights that are NaN can't be mended, a refused step can
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not th.isfinite(th.stack([gradient.sum() for gradient in gradients])).all():
-        raise FloatingPointError(
-            "A gradient is not finite; the step was refused and the weights are as they were before it. Lower learning_rate, "
-            "set max_grad_norm (now perhaps infinite), or look for huge rewards or observations."
-        )
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
