@@ -98,16 +98,17 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def context(self) -> MemoryContext:
+    def context(self, memory_starts: np.ndarray) -> MemoryContext:
         """
-        :return: What is remembered before the first step of the rollout
+        :param memory_starts: Whether the memory is emptied before the first step of the rollout, (n_envs,)
+        :return: What is remembered before it: no more rows than some memory holds
         """
-        # No more than what some memory holds: a context may be long, and the trials short
-        lengths = self.memory_lengths[self.context_length - 1] if self.context_length else np.zeros(self.n_envs, np.int64)
+        before = self.memory_lengths[self.context_length - 1] if self.context_length else 0
+        lengths = np.where(memory_starts, 0, before)
         reach = min(int(lengths.max()), self.context_length)
         rows = slice(self.context_length - reach, self.context_length)
         tokens = {key: th.as_tensor(array[rows].swapaxes(0, 1), device=self.device) for key, array in self.tokens.items()}
-        return MemoryContext(self._observations(tokens), th.as_tensor(lengths.copy(), device=self.device))
+        return MemoryContext(self._observations(tokens), th.as_tensor(lengths, device=self.device))
 
     def _observations(self, parts: dict[str, th.Tensor]) -> PyTorchObs:
         return parts if self.is_dict else parts["token"]

@@ -255,7 +255,8 @@ class MemoryPPO(PPO):
         rollout_buffer.reset()
         with th.no_grad():
             # In mid-trial the memory is what the stored tokens give under the weights of now: the ratio starts at 1
-            memory_state = self.policy.state_from_context(rollout_buffer.context())
+            _, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
+            memory_state = self.policy.state_from_context(rollout_buffer.context(memory_starts.cpu().numpy()))
         # One unit of value for the whole rollout: rewards are stored in it, values are predicted in it
         value_scale = self.policy.value_scale
         if self.use_sde:
