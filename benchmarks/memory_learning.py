@@ -42,7 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         width=128,
     ),
     "SparsePointRobot-v0": dict(
-        timesteps=1_000_000,
+        timesteps=500_000,
         env_kwargs=dict(episodes_per_trial=5),
         ppo=dict(n_steps=100, batch_size=800, n_epochs=10, gamma=0.99, gae_lambda=0.95, target_kl=0.03),
         n_envs=32,

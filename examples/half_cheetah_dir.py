@@ -75,7 +75,8 @@ def train(env_id: str | Callable[..., TrialWrapper], memory_length: int, args: a
         device="cpu",
         policy_kwargs=dict(
             log_std_init=-0.5,
-            memory_encoder_kwargs=dict(embed_dim=128, n_heads=4, n_layers=2, memory_length=memory_length),
+            # A window of few steps is enough: every reward tells the direction
+            memory_encoder_kwargs=dict(attention="window", embed_dim=128, n_heads=4, n_layers=2, memory_length=memory_length),
         ),
     )
     start = time.perf_counter()

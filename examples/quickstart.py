@@ -72,8 +72,8 @@ def main() -> None:
         device="cpu",
         policy_kwargs=dict(
             log_std_init=-0.5,
-            # It remembers 20 steps: one episode
-            memory_encoder_kwargs=dict(embed_dim=32, n_heads=4, n_layers=1, memory_length=20, scale_embedding=True),
+            # A small transformer over all that happened in the trial
+            memory_encoder_kwargs=dict(embed_dim=32, n_heads=4, n_layers=1),
         ),
     )
     print(f"Meta-training on {ENV_ID} for {args.timesteps:,} steps ...")

@@ -3,7 +3,9 @@
 import difflib
 
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, WindowMemoryEncoder
+from sb3_trmrl.memory_encoders.gtrxl import GTrXLEncoder
 from sb3_trmrl.memory_encoders.rnn import GRUEncoder, LSTMEncoder
+from sb3_trmrl.memory_encoders.snail import SNAILEncoder
 from sb3_trmrl.memory_encoders.tfixup import TFixupTransformerEncoder, tfixup_
 
 #: Encoders that can be chosen by name, since the yaml files of RL Zoo can't name classes.
@@ -11,6 +13,8 @@ MEMORY_ENCODERS: dict[str, type[MemoryEncoder]] = {
     "tfixup": TFixupTransformerEncoder,
     "gru": GRUEncoder,
     "lstm": LSTMEncoder,
+    "gtrxl": GTrXLEncoder,
+    "snail": SNAILEncoder,
 }
 
 
@@ -53,9 +57,11 @@ def get_memory_encoder_class(memory_encoder: str | type[MemoryEncoder]) -> type[
 __all__ = [
     "MEMORY_ENCODERS",
     "GRUEncoder",
+    "GTrXLEncoder",
     "LSTMEncoder",
     "MemoryEncoder",
     "MemoryState",
+    "SNAILEncoder",
     "TFixupTransformerEncoder",
     "WindowMemoryEncoder",
     "get_memory_encoder_class",

@@ -80,7 +80,8 @@ class MemoryEncoder(nn.Module, ABC):
     @abstractmethod
     def step(self, tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
         """
-        Remember one token per environment and read the memory.
+        Remember one token per environment and read the memory. For acting, without gradients: training goes through
+        :meth:`forward`.
 
         :param tokens: Shape (n_envs, token_dim)
         :param state: The memory before these tokens. It is used up: its tensors may be written to and become part of the

@@ -210,6 +210,7 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
             cache[:, index, 0], cache[:, index, 1] = keys.gather(2, columns), values.gather(2, columns)
         return cache, lengths.clone()
 
+    @th.no_grad()
     def step(self, tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
         if self.attention == "window":
             return super().step(tokens, state, memory_starts)
