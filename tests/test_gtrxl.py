@@ -6,7 +6,7 @@ import math
 import pytest
 import torch as th
 
-from sb3_trmrl.memory_encoders import gtrxl
+from sb3_trmrl.memory_encoders import attention, gtrxl
 from sb3_trmrl.memory_encoders.gtrxl import GRUGate, GTrXLEncoder, GTrXLLayer, RelativeSelfAttention
 from sb3_trmrl.memory_encoders.positional_encoding import sinusoidal_encoding
 
@@ -42,7 +42,7 @@ def no_offsets(tokens: th.Tensor) -> th.Tensor:
 def small_sizes(monkeypatch):
     """Blocks of queries and caches that sequences of a test are longer than."""
     monkeypatch.setattr(gtrxl, "QUERY_BLOCK", 7)
-    monkeypatch.setattr(gtrxl, "INITIAL_CACHE_SLOTS", 4)
+    monkeypatch.setattr(attention, "INITIAL_CACHE_SLOTS", 4)
 
 
 # -- Gate ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch.nn import functional as F
 
-from sb3_trmrl.memory_encoders import snail
+from sb3_trmrl.memory_encoders import attention
 from sb3_trmrl.memory_encoders.snail import AttentionBlock, DenseBlock, SNAILEncoder, TCBlock
 
 
@@ -39,7 +39,7 @@ def no_offsets(tokens: th.Tensor) -> th.Tensor:
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch):
     """A cache that the sequences of a test are longer than."""
-    monkeypatch.setattr(snail, "INITIAL_CACHE_SLOTS", 4)
+    monkeypatch.setattr(attention, "INITIAL_CACHE_SLOTS", 4)
 
 
 # -- Blocks ----------------------------------------------------------------------------------------------------------

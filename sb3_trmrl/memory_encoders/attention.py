@@ -10,6 +10,35 @@ from torch.nn import functional as F
 
 from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotate
 
+#: Slots of a fresh cache; they double when they are full, up to the encoder's ``memory_length``
+INITIAL_CACHE_SLOTS = 64
+#: Queries of a band that meet their keys together: few enough that little of what they don't see is computed
+QUERY_BLOCK = 128
+
+
+def n_cache_slots(n_tokens: int, memory_length: int) -> int:
+    """
+    :param n_tokens: Number of tokens in the longest memory
+    :param memory_length: How many of them are kept at most
+    :return: Number of slots of the ring that holds them
+    """
+    n_slots = min(INITIAL_CACHE_SLOTS, memory_length)
+    while n_slots < min(n_tokens, memory_length):
+        n_slots = min(2 * n_slots, memory_length)
+    return n_slots
+
+
+def newest_in_slots(lengths: th.Tensor, n_slots: int) -> th.Tensor:
+    """
+    Which token each slot of a ring holds: slot ``i`` the newest whose position is ``i`` modulo the number of slots.
+
+    :param lengths: Number of tokens so far, int64, (n_envs,)
+    :param n_slots: Number of slots of the ring
+    :return: Positions, int64, (n_envs, n_slots); negative for slots that nothing has been written to
+    """
+    newest = lengths.unsqueeze(1) - 1
+    return newest - (newest - th.arange(n_slots, device=lengths.device)) % n_slots
+
 
 def remember(cache: th.Tensor, slots: th.Tensor, new: th.Tensor) -> None:
     """
@@ -26,8 +55,8 @@ def remember(cache: th.Tensor, slots: th.Tensor, new: th.Tensor) -> None:
 
 def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int) -> th.Tensor:
     """
-    Causal attention in which a token sees itself and the ``band - 1`` tokens before it. Blocks of ``band`` queries meet the
-    keys of their own block and of the one before, so that time and memory grow with seq_len * band, not with seq_len^2.
+    Causal attention in which a token sees itself and the ``band - 1`` tokens before it. Blocks of queries meet the keys that
+    one of them sees, so that time and memory grow with seq_len * band, not with seq_len^2.
 
     :param query: Shape (batch, n_heads, seq_len, head_dim)
     :param key: Same shape
@@ -38,22 +67,16 @@ def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int
     seq_len = query.shape[2]
     if seq_len <= band:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    n_blocks = -(-seq_len // band)
-    behind = n_blocks * band - seq_len
-    # (batch, n_heads, seq_len, head_dim) -> (batch, n_heads, n_blocks, band, head_dim)
-    queries = F.pad(query, (0, 0, 0, behind)).unflatten(2, (n_blocks, band))
-    # The keys are padded by a block in front: (batch, n_heads, n_blocks, 2 * band, head_dim)
-    keys, values = (
-        F.pad(part, (0, 0, band, behind)).unfold(2, 2 * band, band).transpose(-1, -2).contiguous() for part in (key, value)
-    )
-    time = th.arange(2 * band, device=query.device)
-    age = time[:band].unsqueeze(1) + band - time  # of a key in the eyes of a query, (band, 2 * band)
-    visible = ((age >= 0) & (age < band)).expand(n_blocks, band, 2 * band).clone()
-    visible[0, :, :band] = False
-    attended = F.scaled_dot_product_attention(
-        queries.flatten(1, 2), keys.flatten(1, 2), values.flatten(1, 2), attn_mask=visible.repeat(query.shape[1], 1, 1)
-    )
-    return attended.unflatten(1, (query.shape[1], n_blocks)).flatten(2, 3)[:, :, :seq_len]
+    time, attended = th.arange(seq_len, device=query.device), []
+    for start in range(0, seq_len, QUERY_BLOCK):
+        queries, keys = slice(start, min(start + QUERY_BLOCK, seq_len)), slice(max(0, start - band + 1), start + QUERY_BLOCK)
+        age = time[queries].unsqueeze(1) - time[keys]
+        attended.append(
+            F.scaled_dot_product_attention(
+                query[:, :, queries], key[:, :, keys], value[:, :, keys], attn_mask=(age >= 0) & (age < band)
+            )
+        )
+    return th.cat(attended, dim=2)
 
 
 class CausalSelfAttention(nn.Module):

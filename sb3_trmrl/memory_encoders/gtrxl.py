@@ -6,15 +6,14 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trmrl.memory_encoders.attention import remember
+from sb3_trmrl.memory_encoders.attention import (
+    QUERY_BLOCK,
+    n_cache_slots,
+    newest_in_slots,
+    remember,
+)
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import sinusoidal_encoding
-
-#: Slots of a fresh key/value cache; it doubles when it is full, up to ``memory_length``
-INITIAL_CACHE_SLOTS = 64
-#: Queries whose scores are computed together: few enough that their scores stay in the processor's cache, and that little of
-#: the future (which no query sees) is computed
-QUERY_BLOCK = 128
 
 
 def attend_relatively(
@@ -145,9 +144,9 @@ class RelativeSelfAttention(nn.Module):
         remember(cache[:, 0], slots, key.squeeze(2))
         remember(cache[:, 1], slots, value.squeeze(2))
         content_query, position_query = self._queries(x)
-        # The query is moved to the encodings and not they to it: few queries, many encodings
-        position_proj = self.position_proj.weight.unflatten(0, (self.n_heads, -1))  # (n_heads, head_dim, embed_dim)
-        # (n_heads, n_envs, head_dim) -> (n_heads, n_envs, n_slots): heads first, or the matrices would be copied per environment
+        # The queries are moved to the encodings, of which there are more, and not they to the queries. Heads first, or the
+        # matrices would be copied for every environment: (n_heads, n_envs, head_dim) -> (n_heads, n_envs, n_slots)
+        position_proj = self.position_proj.weight.unflatten(0, (self.n_heads, -1))
         by_age = th.bmm(position_query.squeeze(2).transpose(0, 1), position_proj) @ encodings[: ages.shape[1]].T
         bias = by_age.gather(2, ages.expand_as(by_age)).masked_fill_(hidden, -math.inf).transpose(0, 1).unsqueeze(2)
         attended = F.scaled_dot_product_attention(content_query, cache[:, 0], cache[:, 1], attn_mask=bias, scale=1.0)
@@ -326,7 +325,7 @@ class GTrXLEncoder(MemoryEncoder):
         return self._anchor.new_zeros(n_envs, len(self.layers), 2, self.n_heads, n_slots, head_dim)
 
     def initial_state(self, n_envs: int) -> MemoryState:
-        cache = self._empty_cache(n_envs, min(INITIAL_CACHE_SLOTS, self.memory_length))
+        cache = self._empty_cache(n_envs, n_cache_slots(0, self.memory_length))
         return cache, th.zeros(n_envs, dtype=th.int64, device=cache.device)
 
     def state_from_context(self, tokens: th.Tensor, lengths: th.Tensor) -> MemoryState:
@@ -336,14 +335,9 @@ class GTrXLEncoder(MemoryEncoder):
         longest = int(lengths.max())
         if longest == 0:
             return self.initial_state(n_envs)
-        n_slots = min(INITIAL_CACHE_SLOTS, self.memory_length)
-        while n_slots < min(longest, self.memory_length):
-            n_slots = min(2 * n_slots, self.memory_length)
-        cache = self._empty_cache(n_envs, n_slots)
-        # Slot i of the ring holds the newest token whose position is i modulo the number of slots
-        newest = lengths.unsqueeze(1) - 1
-        columns = newest - (newest - th.arange(n_slots, device=tokens.device)) % n_slots
-        columns = columns.clamp(min=0)[:, None, :, None].expand(-1, self.n_heads, -1, cache.shape[5])
+        cache = self._empty_cache(n_envs, n_cache_slots(longest, self.memory_length))
+        columns = newest_in_slots(lengths, cache.shape[4]).clamp(min=0)
+        columns = columns[:, None, :, None].expand(-1, self.n_heads, -1, cache.shape[5])
         x = self.embedding(oldest_first(tokens, lengths))
         for index, layer in enumerate(self._gtrxl_layers()):
             x, keys, values = layer.encode(x, self._encodings)
@@ -358,7 +352,7 @@ class GTrXLEncoder(MemoryEncoder):
         longest = int(positions.max()) + 1
         n_slots = cache.shape[4]
         if n_slots < min(longest, self.memory_length):
-            larger = self._empty_cache(len(tokens), min(2 * n_slots, self.memory_length))
+            larger = self._empty_cache(len(tokens), n_cache_slots(longest, self.memory_length))
             larger[..., :n_slots, :] = cache
             cache, n_slots = larger, larger.shape[4]
         # Slots that no environment has reached yet are left out

@@ -6,23 +6,13 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trmrl.memory_encoders.attention import attend_in_band, remember
+from sb3_trmrl.memory_encoders.attention import (
+    attend_in_band,
+    n_cache_slots,
+    newest_in_slots,
+    remember,
+)
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
-
-#: Slots of a fresh key/value cache; it doubles when it is full, up to ``memory_length``
-INITIAL_CACHE_SLOTS = 64
-
-
-def newest_in_slots(lengths: th.Tensor, n_slots: int) -> th.Tensor:
-    """
-    Which token each slot of a ring holds: slot ``i`` the newest whose position is ``i`` modulo the number of slots.
-
-    :param lengths: Number of tokens so far, int64, (n_envs,)
-    :param n_slots: Number of slots of the ring
-    :return: Positions, int64, (n_envs, n_slots); 0 for slots that nothing has been written to
-    """
-    newest = lengths.unsqueeze(1) - 1
-    return (newest - (newest - th.arange(n_slots, device=lengths.device)) % n_slots).clamp(min=0)
 
 
 class DenseBlock(nn.Module):
@@ -109,7 +99,7 @@ class TCBlock(nn.Module):
             output, later = block(x)
             x = th.cat([x, output], dim=-1)
             if ring is not None and lengths is not None:
-                columns = newest_in_slots(lengths, block.dilation).unsqueeze(-1).expand(-1, -1, later.shape[-1])
+                columns = newest_in_slots(lengths, block.dilation).clamp(min=0).unsqueeze(-1).expand(-1, -1, later.shape[-1])
                 ring[:, block.dilation - 1 : 2 * block.dilation - 1] = later.gather(1, columns)
         return x
 
@@ -162,7 +152,7 @@ class AttentionBlock(nn.Module):
         projected = self.in_proj(x)
         query, key, value = (part.unsqueeze(1) for part in projected.split(self.sizes, dim=-1))
         if cache is not None and lengths is not None:
-            columns = newest_in_slots(lengths, cache.shape[1]).unsqueeze(-1).expand(-1, -1, cache.shape[2])
+            columns = newest_in_slots(lengths, cache.shape[1]).clamp(min=0).unsqueeze(-1).expand(-1, -1, cache.shape[2])
             cache.copy_(projected[..., self.sizes[0] :].gather(1, columns))
         return th.cat([x, attend_in_band(query, key, value, self.memory_length).squeeze(1)], dim=-1)
 
@@ -248,7 +238,7 @@ class SNAILEncoder(MemoryEncoder):
 
     def initial_state(self, n_envs: int) -> MemoryState:
         ring = self._anchor.new_zeros(n_envs, *self._ring_shape)
-        cache = self._empty_cache(n_envs, min(INITIAL_CACHE_SLOTS, self.memory_length))
+        cache = self._empty_cache(n_envs, n_cache_slots(0, self.memory_length))
         return ring, cache, th.zeros(n_envs, dtype=th.int64, device=ring.device)
 
     def state_from_context(self, tokens: th.Tensor, lengths: th.Tensor) -> MemoryState:
@@ -259,10 +249,7 @@ class SNAILEncoder(MemoryEncoder):
         ring, cache, empty = self.initial_state(n_envs)
         if longest == 0:
             return ring, cache, empty
-        n_slots = cache.shape[2]
-        while n_slots < min(longest, self.memory_length):
-            n_slots = min(2 * n_slots, self.memory_length)
-        cache = self._empty_cache(n_envs, n_slots)
+        cache = self._empty_cache(n_envs, n_cache_slots(longest, self.memory_length))
         x = self.embedding(oldest_first(tokens, lengths))
         for i, (tc_block, attention_block) in enumerate(self._stages()):
             x = attention_block(tc_block(x, ring[:, i], lengths), cache[:, i], lengths)
@@ -276,7 +263,7 @@ class SNAILEncoder(MemoryEncoder):
         longest = int(positions.max()) + 1
         n_slots = cache.shape[2]
         if n_slots < min(longest, self.memory_length):
-            larger = self._empty_cache(len(tokens), min(2 * n_slots, self.memory_length))
+            larger = self._empty_cache(len(tokens), n_cache_slots(longest, self.memory_length))
             larger[:, :, :n_slots] = cache
             cache, n_slots = larger, larger.shape[2]
         # Slots that no environment has reached yet are left out

@@ -6,12 +6,9 @@ from typing import Literal
 import torch as th
 from torch import nn
 
-from sb3_trmrl.memory_encoders.attention import TransformerLayer
+from sb3_trmrl.memory_encoders.attention import TransformerLayer, n_cache_slots, newest_in_slots
 from sb3_trmrl.memory_encoders.base import MemoryState, WindowMemoryEncoder, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotation_at, sinusoidal_encoding
-
-#: Slots of a fresh key/value cache; it doubles when it is full, up to ``memory_length``
-INITIAL_CACHE_SLOTS = 64
 
 
 @th.no_grad()
@@ -179,9 +176,7 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
     def initial_state(self, n_envs: int) -> MemoryState:
         if self.attention == "window":
             return super().initial_state(n_envs)
-        return self._empty_cache(n_envs, min(INITIAL_CACHE_SLOTS, self.memory_length)), self._anchor.new_zeros(
-            n_envs, dtype=th.int64
-        )
+        return self._empty_cache(n_envs, n_cache_slots(0, self.memory_length)), self._anchor.new_zeros(n_envs, dtype=th.int64)
 
     def _empty_cache(self, n_envs: int, n_slots: int) -> th.Tensor:
         return self._anchor.new_zeros(n_envs, len(self.layers), 2, self.n_heads, n_slots, self.head_dim)
@@ -195,15 +190,10 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
             return self.initial_state(n_envs)[0], lengths.clone()
         tokens = oldest_first(tokens, reach)
         positions = (lengths - reach).unsqueeze(1) + th.arange(tokens.shape[1], device=tokens.device)
-        n_slots = min(INITIAL_CACHE_SLOTS, self.memory_length)
-        while n_slots < min(int(lengths.max()), self.memory_length):
-            n_slots = min(2 * n_slots, self.memory_length)
-        cache = self._empty_cache(n_envs, n_slots)
-        # Slot i of the ring holds the newest token whose position is i modulo the number of slots
-        newest = reach.unsqueeze(1) - 1
-        slots = th.arange(n_slots, device=tokens.device)
-        columns = newest - (newest + (lengths - reach).unsqueeze(1) - slots) % n_slots
-        columns = columns.clamp(min=0)[:, None, :, None].expand(-1, self.n_heads, -1, self.head_dim)
+        cache = self._empty_cache(n_envs, n_cache_slots(int(lengths.max()), self.memory_length))
+        # Column 0 holds the token at position lengths - reach
+        columns = (newest_in_slots(lengths, cache.shape[4]) - (lengths - reach).unsqueeze(1)).clamp(min=0)
+        columns = columns[:, None, :, None].expand(-1, self.n_heads, -1, self.head_dim)
         x, rotation = self._embed(tokens, positions), self._rotation(positions)
         for index, layer in enumerate(self._transformer_layers()):
             x, keys, values = layer.encode(x, self.memory_length, rotation)
@@ -220,7 +210,7 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
         longest = int(positions.max()) + 1
         n_slots = cache.shape[4]
         if n_slots < min(longest, self.memory_length):
-            larger = self._empty_cache(len(tokens), min(2 * n_slots, self.memory_length))
+            larger = self._empty_cache(len(tokens), n_cache_slots(longest, self.memory_length))
             larger[..., :n_slots, :] = cache
             cache, n_slots = larger, larger.shape[4]
         # Slots that no environment has reached yet are left out
