@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trmrl.envs.meta_env import MetaEnv, Task
 from sb3_trmrl.envs.trial import TrialWrapper
+from sb3_trmrl.memory_encoders import MEMORY_ENCODERS
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(-1.0, 1.0, (2,), dtype=np.float32),
@@ -146,6 +147,36 @@ class OnlyTheAnswer(gym.ActionWrapper[Any, Any, Any]):
         return action if self.steps == self.n_steps else 0
 
 
-def cue_trials(**trial_kwargs: Any) -> gym.Env[Any, Any]:
-    """:return: Trials of :class:`Cue` in which only a memory of the first step can tell the answer."""
-    return OnlyTheAnswer(TrialWrapper(Cue(), **trial_kwargs))
+def cue_trials(horizon: int = 2, **trial_kwargs: Any) -> gym.Env[Any, Any]:
+    """:return: Trials of :class:`Cue` in which only a memory of the first step tells the answer, ``2 * horizon`` steps on."""
+    return OnlyTheAnswer(TrialWrapper(Cue(horizon), **trial_kwargs))
+
+
+_TRANSFORMER: dict[str, Any] = dict(embed_dim=8, n_heads=2, n_layers=2, ff_dim=16)
+#: Small memories of every kind, which forget what is more than a few steps old: name of the encoder and keyword arguments
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "window": ("tfixup", dict(attention="window", memory_length=4, **_TRANSFORMER)),
+    "window-learned-pre": (
+        "tfixup",
+        dict(attention="window", memory_length=4, positions="learned", normalization="pre", **_TRANSFORMER),
+    ),
+    **{
+        f"trial-{positions}-{normalization}": (
+            "tfixup",
+            dict(memory_length=3, positions=positions, normalization=normalization, **_TRANSFORMER),
+        )
+        for positions in ("rotary", "sinusoidal", "learned")
+        for normalization in ("none", "pre")
+    },
+    "trial-long": ("tfixup", dict(memory_length=50, **_TRANSFORMER)),
+    "trial-one": ("tfixup", dict(memory_length=1, positions="sinusoidal", **_TRANSFORMER)),
+    "gru": ("gru", dict(hidden_size=8)),
+    "gru-embedding-truncated": ("gru", dict(hidden_size=8, n_layers=2, embedding=[6], context_length=5, truncation=3)),
+    "lstm": ("lstm", dict(hidden_size=8)),
+    "lstm-embedding-truncated": ("lstm", dict(hidden_size=8, n_layers=2, embedding=[6, 5], context_length=5, truncation=3)),
+    "gtrxl": ("gtrxl", dict(memory_length=3, **_TRANSFORMER)),
+    "gtrxl-segments": ("gtrxl", dict(memory_length=4, segment_length=3, **_TRANSFORMER)),
+    "snail": ("snail", dict(embed_dim=6, filters=4, key_dim=4, value_dim=4, memory_length=4)),
+}
+#: Not all of them need be there
+ENCODERS = {label: choice for label, choice in ENCODERS.items() if choice[0] in MEMORY_ENCODERS}

@@ -41,7 +41,7 @@ def test_mujoco_blocks_make_the_papers_agents(env_id, n_parameters, std, critic,
     policy = model.policy
     assert sum(parameter.numel() for parameter in policy.actor_parameters()) == n_parameters
     assert policy.critic == critic and policy.head_input == "latest" and policy.memory_reset == "episode"
-    assert policy.actor_memory.context_length == 4
+    assert policy.actor_memory.training_unit == "window" and policy.actor_memory.context_length == 4
     assert policy.normalizer is None and policy.value_scale == 1.0
     np.testing.assert_allclose(policy.log_std.exp().detach(), std, rtol=1e-4)
     assert policy.value_log_std.item() == 0.0

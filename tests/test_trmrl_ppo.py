@@ -1,4 +1,4 @@
-"""TrMRLPPO: the ratio, advantages at trial ends, memory in predict, save and load, bad input, learning."""
+"""TrMRLPPO: advantages at trial ends, windows in predict, seeds, logging, the paper's update, bad input."""
 
 from typing import Any
 
@@ -14,10 +14,11 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trmrl import TrMRLPolicy, TrMRLPPO
-from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.common.buffers import WorkingMemoryRolloutBuffer
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.trmrl_ppo.two_phase_update import clipped_surrogate_loss, gaussian_nll
-from tests.families import ACTION_SPACES, Counter, ForeverOne, NoisyForever, counter_vec_env
+from tests.families import Counter, ForeverOne, NoisyForever, counter_vec_env
+from tests.test_memory_algorithms import CheckRatio
 
 SMALL = dict(embed_dim=16, n_heads=4, n_layers=2, ff_dim=32, memory_length=5)
 
@@ -40,50 +41,14 @@ def make_model(env, n_steps: int = 13, batch_size: int = 8, memory=None, **kwarg
         )
 
 
-class CheckRatio(BaseCallback):
-    """Before the first optimiser step of every iteration the ratio is 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.worst = 0.0
-        self.n_windows = 0
-        self.reached_back = 0
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, MemoryPPO)
-        buffer, policy = self.model.rollout_buffer, self.model.policy
-        for batch in buffer.get(7):
-            actions = batch.actions.long().flatten() if isinstance(self.model.action_space, spaces.Discrete) else batch.actions
-            with th.no_grad():
-                _, log_prob, _ = policy.evaluate_actions(batch.observations, actions)
-            self.worst = max(self.worst, float((th.exp(log_prob - batch.old_log_prob) - 1).abs().max()))
-            self.n_windows += len(log_prob)
-        self.reached_back += int((buffer.memory_lengths[buffer.context_length] > 1).sum())
-
-
-@pytest.mark.parametrize("action_space", ACTION_SPACES)
-@pytest.mark.parametrize("memory_reset", ["trial", "episode"])
-@pytest.mark.parametrize(("n_envs", "memory_length"), [(1, 5), (3, 1), (3, 2), (2, 30)])
-def test_ratio_is_one_before_the_first_optimiser_step(action_space, memory_reset, n_envs, memory_length):
-    env = counter_vec_env(n_envs, episodes_per_trial=3, action_space=action_space, noise=1.0)
-    model = make_model(env, memory=dict(memory_length=memory_length), policy_kwargs=dict(memory_reset=memory_reset))
-    check = CheckRatio()
-    model.learn(6 * 13 * n_envs, callback=check)
-    assert check.n_windows == 6 * 13 * n_envs
-    assert check.worst < 1e-5
-    if memory_length > 1:
-        assert check.reached_back > 0, "no window of the test reached across the rollout boundary"
-
-
 @pytest.mark.parametrize("critic", ["shared", "separate", "memoryless"])
 @pytest.mark.parametrize("head_input", ["latest", "mixed"])
 @pytest.mark.parametrize("normalize_observations", [True, False])
-def test_values_of_training_are_those_of_acting(critic, head_input, normalize_observations):
+@pytest.mark.parametrize("attention", ["window", "trial"])
+def test_values_of_training_are_those_of_acting(critic, head_input, normalize_observations, attention):
     options = dict(critic=critic, head_input=head_input, normalize_observations=normalize_observations)
-    model = make_model(counter_vec_env(2, episodes_per_trial=3, noise=1.0), policy_kwargs=options)
+    env = counter_vec_env(2, episodes_per_trial=3, noise=1.0)
+    model = make_model(env, memory=dict(attention=attention), policy_kwargs=options)
 
     class CheckValues(BaseCallback):
         compared = 0
@@ -148,7 +113,7 @@ def test_training_uses_the_statistics_of_acting():
 def test_heads_see_the_current_token_when_mixed():
     for head_input, n_inputs in (("latest", 16), ("mixed", 16 + 6)):
         model = make_model(counter_vec_env(1), policy_kwargs=dict(head_input=head_input))
-        assert model.policy.mlp_extractor.policy_net[0].in_features == n_inputs
+        assert model.policy.mlp_extractor.policy_net.layers[0].in_features == n_inputs
     policy = model.policy
     with th.no_grad():
         for layer in policy.actor_memory.layers:  # the encoder's output no longer depends on the token
@@ -162,7 +127,7 @@ def test_heads_see_the_current_token_when_mixed():
 @pytest.mark.parametrize("ortho_init", [True, False])
 def test_initial_weights_of_the_heads(ortho_init):
     model = make_model(counter_vec_env(1), policy_kwargs=dict(net_arch=[64], ortho_init=ortho_init, output_scale=0.5))
-    action, value, hidden = model.policy.action_net, model.policy.value_net, model.policy.mlp_extractor.policy_net[0]
+    action, value, hidden = model.policy.action_net, model.policy.value_net, model.policy.mlp_extractor.policy_net.layers[0]
     if ortho_init:
         for layer, gain in ((action, 0.5), (value, 1.0), (hidden, np.sqrt(2))):
             singular_values = th.linalg.svdvals(layer.weight.detach())
@@ -267,16 +232,16 @@ def test_the_value_goes_on_behind_a_trial_as_it_was_at_its_last_step():
 def test_constant_reward_is_worth_the_geometric_series():
     model = TrMRLPPO(
         "TrMRLPolicy",
-        DummyVecEnv([lambda: gym.wrappers.TimeLimit(ForeverOne(), 8) for _ in range(4)]),
+        DummyVecEnv([lambda: gym.wrappers.TimeLimit(ForeverOne(), 8) for _ in range(8)]),
         n_steps=32,
-        batch_size=32,
+        batch_size=128,
         gamma=0.9,
         learning_rate=3e-3,
         seed=0,
         device="cpu",
         policy_kwargs=dict(memory_encoder_kwargs=SMALL),
     )
-    model.learn(12_000)
+    model.learn(6_000)
     obs, starts = th.zeros(1, 1), th.ones(1, dtype=th.bool)
     with th.no_grad():
         value = model.policy.predict_values(obs, model.policy.initial_state(1), starts).item() * model.policy.value_scale
@@ -287,9 +252,9 @@ def test_constant_reward_is_worth_the_geometric_series():
 # -- predict ---------------------------------------------------------------------------------------------------------
 
 
-def test_predict_remembers_as_training_does():
+def test_predict_encodes_the_window_of_each_environment():
     env = counter_vec_env(3, episodes_per_trial=2, noise=1.0)
-    model = make_model(env, policy_kwargs=dict(memory_reset="episode"))
+    model = make_model(env, memory=dict(attention="window"), policy_kwargs=dict(memory_reset="episode"))
     model.learn(5 * 13 * 3)
     obs, starts, state = env.reset(), np.ones(3, dtype=bool), None
     assert isinstance(obs, np.ndarray)
@@ -307,10 +272,10 @@ def test_predict_remembers_as_training_does():
             window = np.zeros((1, 5, 6), dtype=np.float32)
             window[0, :length] = memories[slot]
             with th.no_grad():
-                tokens = model.policy._window_tokens(th.as_tensor(window))
+                tokens = model.policy._token_sequences(th.as_tensor(window))
                 features = model.policy.actor_memory.encode_windows(tokens, th.tensor([length]))
-                head_input = th.cat([features, tokens[:, length - 1]], dim=1)
-                expected = model.policy.action_net(model.policy.mlp_extractor.policy_net(head_input))
+                latent = model.policy.mlp_extractor.policy_net.layers(th.cat([features, tokens[:, length - 1]], dim=1))
+                expected = model.policy.action_net(latent)
             np.testing.assert_allclose(actions[slot], np.clip(expected.numpy()[0], -1, 1), atol=1e-6)
         obs, _, starts, _ = env.step(actions)
         assert isinstance(obs, np.ndarray)
@@ -325,11 +290,12 @@ def test_memory_reset_episode_forgets_at_inner_episodes(image):
     model = make_model(env, n_steps=9, policy_kwargs=dict(memory_reset="episode", **features))
     collect(model)
     buffer = model.rollout_buffer
-    assert buffer.memory_lengths[4:, 0].tolist() == [1, 2, 3] * 3
+    first = buffer.context_length
+    assert buffer.memory_lengths[first:, 0].tolist() == [1, 2, 3] * 3
     if image:
-        rewards, dones, actions = (buffer.tokens[key][4:, 0] for key in ("prev_reward", "prev_done", "prev_action"))
+        rewards, dones, actions = (buffer.tokens[key][first:, 0] for key in ("prev_reward", "prev_done", "prev_action"))
     else:
-        rewards, dones, actions = (buffer.tokens["token"][4:, 0, part] for part in (4, 5, slice(2, 4)))
+        rewards, dones, actions = (buffer.tokens["token"][first:, 0, part] for part in (4, 5, slice(2, 4)))
     assert rewards.flatten().tolist() == [0, 1, 1] * 3
     assert not dones.any()
     assert (actions == 0).all(axis=-1).tolist() == [True, False, False] * 3
@@ -426,7 +392,8 @@ def test_a_callback_that_stops_at_a_trials_end_leaks_nothing_into_the_next():
     assert model.num_timesteps == 6 and model.rollout_buffer.pos == 6
     check = CheckRatio()
     model.learn(13, callback=check, reset_num_timesteps=False)
-    assert model.rollout_buffer.memory_lengths[4:, 0].tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6, 1]
+    lengths = model.rollout_buffer.memory_lengths[model.rollout_buffer.context_length :, 0]
+    assert lengths.tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6, 1]
     assert model.rollout_buffer.episode_starts[:, 0].tolist() == [1, 0, 0, 0, 0, 0] * 2 + [1]
     assert check.worst < 1e-5
 
@@ -584,6 +551,8 @@ def test_wrong_pairs_of_policy_and_algorithm():
         (dict(memory_encoder_kwargs=dict(memory_length=0)), "memory_length must be an integer of at least 1, got 0"),
         (dict(memory_reset="never"), "memory_reset must be one of .* got 'never'"),
         (dict(head_input="full"), "head_input must be one of .* got 'full'"),
+        (dict(head="hyper"), "head must be one of .* got 'hyper'"),
+        (dict(head="hypernetwork", net_arch=[]), "head='hypernetwork' generates hidden layers, and net_arch has none"),
         (dict(critic="none"), "critic must be one of .* got 'none'"),
         (dict(net_arch=dict(actor=[64])), "net_arch .* 'pi' and 'vf'"),
         (dict(value_log_std_init=0.0), "value_log_std_init.*two_phase_update"),
@@ -608,7 +577,11 @@ def test_bad_policy_options(policy_kwargs, message):
             "factor .* must be positive, got 0.0",
         ),
         (dict(clip_range_vf=-1.0), "clip_range_vf must be positive, got -1.0"),
-        (dict(rollout_buffer_class=RolloutBuffer), "rollout_buffer_class must be a subclass .* got RolloutBuffer"),
+        (dict(rollout_buffer_class=RolloutBuffer), "must be a subclass of TrialSliceRolloutBuffer.* got RolloutBuffer"),
+        (
+            dict(rollout_buffer_class=WorkingMemoryRolloutBuffer),
+            "must be a subclass of TrialSliceRolloutBuffer, .*TFixupTransformerEncoder .*got WorkingMemoryRolloutBuffer",
+        ),
     ],
 )
 def test_bad_algorithm_options(kwargs, message):
@@ -634,8 +607,12 @@ def test_predict_names_what_does_not_fit():
     with pytest.raises(ValueError, match=r"shape.*\(5,\).*\(6,\)|\(6,\).*\(5,\)"):
         model.predict(obs[0, :5])
     _, state = model.predict(obs)
-    with pytest.raises(ValueError, match=r"state must hold arrays of shapes \[\(1, 5, 6\), \(1,\)\] for 1 environment"):
+    with pytest.raises(
+        ValueError, match=r"state must hold 2 arrays whose first axis is 1 environment\(s\), got.*\(2, .*\), \(2,\)\]"
+    ):
         model.predict(obs[:1], state)
+    with pytest.raises(ValueError, match=r"state must hold 2 arrays whose first axis is 2 environment\(s\), got shapes"):
+        model.predict(obs, state[:1])
     with pytest.raises(ValueError, match=r"episode_start must have one entry per environment \(2\), got shape \(3,\)"):
         model.predict(obs, state, np.zeros(3))
     with pytest.raises(ValueError, match=r"observation must be an array or a dict.*got a tuple"):
@@ -688,7 +665,10 @@ def test_a_gradient_that_is_not_finite_is_refused():
     assert all(th.equal(tensor, before[name]) for name, tensor in weights(model).items())
 
 
-def test_a_last_minibatch_of_one_step_makes_no_nan():
-    model = make_model(counter_vec_env(1, noise=1.0), n_steps=9, batch_size=4)
+@pytest.mark.parametrize("attention", ["window", "trial"])
+def test_a_last_minibatch_of_one_step_makes_no_nan(attention):
+    task = {"reward": 1.0, "length": 2.0}  # trials of 4 steps: the ninth is a slice alone
+    env = counter_vec_env(1, noise=1.0, tasks=[task])
+    model = make_model(env, n_steps=9, batch_size=4, memory=dict(attention=attention))
     model.learn(27)
     assert all(tensor.isfinite().all() for tensor in model.policy.parameters())

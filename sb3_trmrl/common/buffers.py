@@ -32,6 +32,8 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
     tokens: dict[str, np.ndarray]
     #: Tokens in memory at each step, the current one included, (context_length + n_steps, n_envs)
     memory_lengths: np.ndarray
+    #: Tokens in memory before the rollout, (n_envs,)
+    lengths_before: np.ndarray
 
     def __init__(
         self,
@@ -50,11 +52,14 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         rows = context_length + buffer_size
         self.tokens = {key: np.zeros((rows, n_envs, *space.shape), dtype=space.dtype) for key, space in parts.items()}  # type: ignore[misc]
         self.memory_lengths = np.zeros((rows, n_envs), dtype=np.int64)
+        self.lengths_before = np.zeros(n_envs, dtype=np.int64)
         self.pos = 0
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
         """Empty the buffer, but keep the last ``context_length`` tokens as the context of what comes next."""
+        if self.pos > 0:
+            self.lengths_before = self.memory_lengths[self.context_length + self.pos - 1].copy()
         kept = slice(self.pos, self.pos + self.context_length)
         for array in (*self.tokens.values(), self.memory_lengths):
             # The two ranges overlap if the rollout was shorter than the context
@@ -88,7 +93,7 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         row = self.context_length + self.pos
         for key, part in (obs if isinstance(obs, dict) else {"token": obs}).items():
             self.tokens[key][row] = part.cpu().numpy().reshape(self.tokens[key].shape[1:])
-        before = self.memory_lengths[row - 1] if row > 0 else np.zeros(self.n_envs, dtype=np.int64)
+        before = self.lengths_before if self.pos == 0 else self.memory_lengths[row - 1]
         self.memory_lengths[row] = np.where(memory_start.cpu().numpy(), 1, before + 1)
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self.rewards[self.pos] = reward
@@ -103,8 +108,7 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         :param memory_starts: Whether the memory is emptied before the first step of the rollout, (n_envs,)
         :return: What is remembered before it: no more rows than some memory holds
         """
-        before = self.memory_lengths[self.context_length - 1] if self.context_length else 0
-        lengths = np.where(memory_starts, 0, before)
+        lengths = np.where(memory_starts, 0, self.lengths_before)
         reach = min(int(lengths.max()), self.context_length)
         rows = slice(self.context_length - reach, self.context_length)
         tokens = {key: th.as_tensor(array[rows].swapaxes(0, 1), device=self.device) for key, array in self.tokens.items()}
