@@ -11,11 +11,10 @@ TEST_WORKERS ?= 2
 VENV_PYTHON := $(VENV)/bin/python
 # A new version of one of these installs again. What is in place already stays, so that this takes seconds.
 INSTALL_INPUTS := setup.py constraints.txt sb3_trmrl/version.txt
-PLOTS_STAMP := $(VENV)/.sb3_trmrl-plots
+PACKAGE_STAMP := $(VENV)/.sb3_trmrl
 TESTS_STAMP := $(VENV)/.sb3_trmrl-tests
 
 SOURCES := $(wildcard setup.py sb3_trmrl tests examples benchmarks docs/*.py)
-comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install test lint format type check clean
@@ -23,7 +22,7 @@ comma := ,
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-quickstart: $(PLOTS_STAMP) ## Train a small agent, evaluate it on unseen tasks, save a picture
+quickstart: $(PACKAGE_STAMP) ## Train a small agent, evaluate it on unseen tasks, save a picture
 	$(VENV_PYTHON) examples/quickstart.py
 
 install: $(TESTS_STAMP) ## Only set up the environment, with the tools for development
@@ -65,16 +64,16 @@ define install
 @$(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
   echo "$(VENV) holds $$($(VENV_PYTHON) --version), but sb3_trmrl needs Python 3.10 or newer: remove it and try again."; exit 1; }
 @$(VENV_PYTHON) -m pip --version > /dev/null 2>&1 || $(VENV_PYTHON) -m ensurepip
-@echo "== Installing sb3_trmrl[$(1)] into $(VENV) with the versions of constraints.txt (the first time: minutes, 1 GB or more)"
-$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+@echo "== Installing sb3_trmrl$(1) into $(VENV) with the versions of constraints.txt (the first time: minutes, 1 GB or more)"
+$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.$(1)'
 @echo "== Installed"
 endef
 
-$(PLOTS_STAMP): $(INSTALL_INPUTS) | $(VENV_PYTHON)
-	$(call install,plots)
+$(PACKAGE_STAMP): $(INSTALL_INPUTS) | $(VENV_PYTHON)
+	$(call install,)
 	@touch $@
 
 # Tests need everything that the quickstart needs.
 $(TESTS_STAMP): $(INSTALL_INPUTS) | $(VENV_PYTHON)
-	$(call install,plots$(comma)tests)
-	@touch $(PLOTS_STAMP) $@
+	$(call install,[tests])
+	@touch $(PACKAGE_STAMP) $@

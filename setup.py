@@ -1,11 +1,42 @@
 """Metadata of the distribution ``sb3-trmrl``. ``pyproject.toml`` holds the configuration of the tools and nothing else."""
 
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import find_packages, setup
+from setuptools import Command, Distribution, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 README = ROOT / "README.md"
+START_UP = Path("sb3_trmrl", "zoo", "start_up")
+
+
+class DistributionWithData(Distribution):
+    """Editable installs leave data files out, since setuptools asks for ``has_data`` and has ``has_data_files``."""
+
+    def has_data(self) -> bool:
+        return self.has_data_files()
+
+
+class InstallBesidePackage(Command):
+    """Puts the data files beside the package, in wheels and in editable installs: there Python looks for ``.pth`` files."""
+
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
+
+    def initialize_options(self) -> None:
+        self.install_dir = ""
+        self.outfiles: list[str] = []
+
+    def finalize_options(self) -> None:
+        self.install_dir = self.get_finalized_command("install").install_lib or self.install_dir
+
+    def run(self) -> None:
+        for _, files in self.distribution.data_files or []:
+            for file in files:
+                self.outfiles.append(self.copy_file(file, self.install_dir)[0])
+
+    def get_outputs(self) -> list[str]:
+        return self.outfiles
+
 
 setup(
     name="sb3_trmrl",
@@ -45,6 +76,10 @@ setup(
     package_dir={"sb3_trmrl.hyperparams": "hyperparams"},
     package_data={"sb3_trmrl": ["py.typed", "version.txt"], "sb3_trmrl.hyperparams": ["*.yml"]},
     include_package_data=False,
+    # The start-up files for RL Zoo: why, and why outside the package, see sb3_trmrl_zoo_hook.py
+    data_files=[("", [str(START_UP / f"sb3_trmrl_zoo_hook.{suffix}") for suffix in ("pth", "py")])],
+    distclass=DistributionWithData,
+    cmdclass={"install_data": InstallBesidePackage},
     zip_safe=False,
     # constraints.txt holds the versions that the tests ran with.
     install_requires=[
@@ -59,6 +94,13 @@ setup(
         "safetensors>=0.5,<1",
         "huggingface_hub>=2.0,<3",
         "requests>=2.31,<3",  # imported by rl_zoo3, which got it from huggingface_hub 1.x
+        # rl_zoo3 imports them for `-optimize`, `--tensorboard-log` and its plots, and depends on none of them (its extra `plots`
+        # brings the archived rliable); its plots fail with pandas 3
+        "matplotlib>=3.8,<4",
+        "pandas>=2.2,<3",
+        "scipy>=1.11,<2",
+        "seaborn>=0.13,<1",
+        "tensorboard>=2.19,<3",
         "imageio>=2.34,<3",  # imported by gymnasium's MuJoCo environments, as is packaging
         "packaging>=23.0",
         "pyyaml>=6.0,<7",
@@ -67,13 +109,9 @@ setup(
     ],
     extras_require={
         "metaworld": ["metaworld==3.1.1"],
-        # rl_zoo3's own plots need seaborn and fail with pandas 3; rliable is archived and is not used.
-        "plots": ["matplotlib>=3.8,<4", "pandas>=2.2,<3", "seaborn>=0.13,<1"],
         "tests": [
             "black",
-            "matplotlib>=3.8,<4",
             "mypy",
-            "pandas>=2.2,<3",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff",

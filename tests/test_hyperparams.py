@@ -24,10 +24,6 @@ def make_model(env_id: str) -> TrMRLPPO:
     return TrMRLPPO(settings.pop("policy"), env, seed=0, device="cpu", **settings)
 
 
-def test_blocks():
-    assert set(PAPER) == {*MUJOCO, "ML1-reach-v3", "ML1-push-v3", "ML1-pick-place-v3", "ML45-v3"}
-
-
 @pytest.mark.parametrize(
     ("env_id", "n_parameters", "std", "critic", "rates", "decay"),
     [

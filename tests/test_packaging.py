@@ -109,7 +109,11 @@ def test_wheel_from_sdist_holds_the_package_and_nothing_else(tmp_path: Path) -> 
     assert wheel.name == f"sb3_trmrl-{VERSION}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sb3_trmrl").rglob("*.py")}
+    start_up = ROOT / "sb3_trmrl" / "zoo" / "start_up"
+    paths = [path for path in (ROOT / "sb3_trmrl").rglob("*.py") if not path.is_relative_to(start_up)]
+    modules = {path.relative_to(ROOT).as_posix() for path in paths}
+    # Where Python executes them when it starts
+    modules |= {"sb3_trmrl_zoo_hook.pth", "sb3_trmrl_zoo_hook.py"}
     settings = {f"sb3_trmrl/hyperparams/{path.name}" for path in (ROOT / "hyperparams").glob("*.yml")}
     package = modules | settings | {"sb3_trmrl/py.typed", "sb3_trmrl/version.txt"}
     assert {name for name in names if ".dist-info/" not in name} == package

@@ -32,7 +32,7 @@ class _GymMake:
             return gym.make(self.env_id, **env_kwargs)
 
 
-def _fastest_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **vec_env_kwargs: Any) -> VecEnv:
+def fastest_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **vec_env_kwargs: Any) -> VecEnv:
     """
     :param env_fns: Functions that make the environments.
     :param vec_env_kwargs: Keywords for the vectorised environment.
@@ -88,7 +88,7 @@ def make_meta_vec_env(
         start_index=start_index,
         monitor_dir=monitor_dir,
         env_kwargs=env_kwargs,
-        vec_env_cls=vec_env_cls or _fastest_vec_env,  # type: ignore[arg-type]
+        vec_env_cls=vec_env_cls or fastest_vec_env,  # type: ignore[arg-type]
         vec_env_kwargs=vec_env_kwargs,
         monitor_kwargs=monitor_kwargs,
     )

@@ -1,0 +1,169 @@
+"""Callbacks for meta-training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation
+from sb3_trmrl.envs.trial import TrialWrapper
+
+#: What the callback decides, or what says nothing about the tasks; other keywords of the training environment are kept
+OWN_KEYWORDS = ("env_id", "episodes_per_trial", "render_mode", "split", "tasks")
+
+
+class _SeesNormalized:
+    """
+    An agent that was trained behind ``VecNormalize``, for environments without it.
+
+    :param agent: The agent
+    :param vec_normalize: What it was trained behind
+    """
+
+    def __init__(self, agent: PredictsActions, vec_normalize: VecNormalize):
+        self.agent, self.vec_normalize = agent, vec_normalize
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        return self.agent.predict(self.vec_normalize.normalize_obs(observation), state, episode_start, deterministic)
+
+
+class MetaEvalCallback(BaseCallback):
+    """
+    Evaluate the adaptation curve on held-out tasks while training: one trial of ``n_episodes`` episodes on each of ``n_tasks``
+    tasks, the same tasks every time, see :func:`~sb3_trmrl.common.evaluation.evaluate_adaptation`.
+
+    Logs ``meta_eval/return_episode_1``, ... (mean over tasks), ``meta_eval/adaptation_gain`` (last episode minus first) and,
+    where the family has success, ``meta_eval/success_episode_1``, ... In ``save_path`` it keeps
+
+    - ``meta_evaluations.npz``: ``timesteps`` (n_evaluations,), ``returns``, ``lengths`` and perhaps ``success``
+      (n_evaluations, n_tasks, n_episodes), ``tasks`` (n_tasks,) as JSON,
+    - ``best_meta_model.zip``: the model with the highest return, mean over tasks and episodes.
+
+    In a yaml file of RL Zoo, which sets ``save_path``::
+
+        callback:
+          - sb3_trmrl.common.callbacks.MetaEvalCallback:
+              eval_freq: 100000
+
+    :param eval_freq: Evaluate every so many steps of training (all environments together), at least 1
+    :param n_tasks: Number of tasks, at least 1
+    :param n_episodes: Episodes per trial, at least 1; it may be more than in training
+    :param split: Where tasks are drawn from
+    :param env_id: Registered id of a trial environment, or a callable that makes one (see ``evaluate_adaptation``); by default
+        the id of the training environment. Wrappers that were put around that one are not
+    :param env_kwargs: Keyword arguments for it, beside those of the training environment if ``env_id`` is not given
+    :param deterministic: Whether actions are the mode of the policy
+    :param seed: Seed of tasks and episodes
+    :param save_path: Folder for the two files; None writes none
+    :param verbose: 1 tells of new best models
+    :raises ValueError: for a bad number; when training starts, for an environment without trials or an unknown split
+    """
+
+    def __init__(
+        self,
+        eval_freq: int = 100_000,
+        n_tasks: int = 20,
+        n_episodes: int = 6,
+        split: str = "test",
+        env_id: str | Callable[..., gym.Env[Any, Any]] | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        deterministic: bool = True,
+        seed: int = 0,
+        save_path: str | Path | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        for name, value in (("eval_freq", eval_freq), ("n_tasks", n_tasks), ("n_episodes", n_episodes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        self.eval_freq, self.n_tasks, self.n_episodes, self.split = eval_freq, n_tasks, n_episodes, split
+        self.env_id, self.env_kwargs = env_id, env_kwargs or {}
+        self.deterministic, self.seed = deterministic, seed
+        self.save_path = None if save_path is None else Path(save_path)
+        self.timesteps: list[int] = []
+        self.results: list[AdaptationResult] = []
+        self.best_mean_return = -np.inf
+        self._next_evaluation = eval_freq
+
+    def _init_callback(self) -> None:
+        if self.env_id is None:
+            spec = self.training_env.get_attr("spec", indices=0)[0]
+            if spec is None:
+                raise ValueError("MetaEvalCallback needs env_id: the training environment was not made by gym.make.")
+            self.env_id = spec.id
+            kept = {name: value for name, value in spec.kwargs.items() if name not in OWN_KEYWORDS}
+            self.env_kwargs = {**kept, **self.env_kwargs}
+        # Made once now, so that what is wrong shows before hours of training
+        kwargs = {**self.env_kwargs, "episodes_per_trial": self.n_episodes, "split": self.split}
+        try:
+            env = gym.make(self.env_id, **kwargs) if isinstance(self.env_id, str) else self.env_id(**kwargs)
+        except TypeError as error:  # a keyword that it does not have
+            raise ValueError(f"env_id={self.env_id!r} does not make a trial environment with env_kwargs: {error}") from error
+        env.close()
+        if not isinstance(env.unwrapped, TrialWrapper):
+            raise ValueError(f"env_id must make a trial environment (a TrialWrapper), {self.env_id!r} makes {env.unwrapped}.")
+
+    def _on_training_start(self) -> None:
+        self._next_evaluation = self.num_timesteps + self.eval_freq
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._next_evaluation:
+            self._next_evaluation = self.num_timesteps + self.eval_freq
+            self._evaluate()
+        return True
+
+    def _evaluate(self) -> None:
+        assert self.env_id is not None
+        vec_normalize = self.model.get_vec_normalize_env()
+        result = evaluate_adaptation(
+            self.model if vec_normalize is None else _SeesNormalized(self.model, vec_normalize),
+            self.env_id,
+            n_tasks=self.n_tasks,
+            n_episodes=self.n_episodes,
+            split=self.split,
+            deterministic=self.deterministic,
+            seed=self.seed,
+            env_kwargs=self.env_kwargs,
+        )
+        self.timesteps.append(self.num_timesteps)
+        self.results.append(result)
+        for index, mean_return in enumerate(result.curve, start=1):
+            self.logger.record(f"meta_eval/return_episode_{index}", float(mean_return))
+        self.logger.record("meta_eval/adaptation_gain", float(result.curve[-1] - result.curve[0]))
+        if result.success is not None:
+            for index, rate in enumerate(result.success.mean(axis=0), start=1):
+                self.logger.record(f"meta_eval/success_episode_{index}", float(rate))
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+        self._save(float(result.curve.mean()))
+
+    def _save(self, mean_return: float) -> None:
+        is_best = mean_return > self.best_mean_return
+        self.best_mean_return = max(mean_return, self.best_mean_return)
+        if is_best and self.verbose > 0:
+            print(f"New best mean return on held-out tasks: {mean_return:.2f} after {self.num_timesteps} steps")
+        if self.save_path is None:
+            return
+        self.save_path.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            "timesteps": np.array(self.timesteps),
+            "returns": np.stack([result.returns for result in self.results]),
+            "lengths": np.stack([result.lengths for result in self.results]),
+            "tasks": np.array([json.dumps(task) for task in self.results[0].tasks]),
+        }
+        if self.results[0].success is not None:
+            arrays["success"] = np.stack([result.success for result in self.results if result.success is not None])
+        np.savez(self.save_path / "meta_evaluations.npz", **arrays)  # type: ignore[arg-type]
+        if is_best:
+            self.model.save(self.save_path / "best_meta_model")

@@ -1,0 +1,89 @@
+"""RL Zoo's experiment manager, for the algorithms and environments of this package."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import optuna
+from rl_zoo3.exp_manager import ExperimentManager as ZooExperimentManager
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_trmrl import hyperparams_dir
+from sb3_trmrl.common.callbacks import MetaEvalCallback
+from sb3_trmrl.common.env_util import fastest_vec_env
+
+
+class MetaExperimentManager(ZooExperimentManager):
+    """
+    The zoo's manager with other defaults where algorithm or environment are ours. What the command line says goes first.
+
+    - Algorithm: its file in ``hyperparams/`` of this package. A ``--conf-file hyperparams/...`` that does not exist is looked
+      for in that folder too.
+    - Environment: ``MujocoVecEnv`` if it can step it (``--vec-env subproc`` stays). Evaluation with the keywords of training
+      on the test split; on the train split when hyperparameters are optimised, since the test tasks are there to judge them.
+
+    :param args: Parsed command line
+    :param algo: Name of the algorithm
+    :param env_id: Registered id
+    :param other_args: Further arguments of the zoo's manager
+    :param config: ``--conf-file``
+    :param other_kwargs: Further keyword arguments of the zoo's manager
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        algo: str,
+        env_id: str,
+        *other_args: Any,
+        config: str | None = None,
+        **other_kwargs: Any,
+    ):
+        # Registered ids make trial environments with the keywords `episodes_per_trial` and `split`
+        self._has_splits = str(gym.spec(env_id).entry_point).startswith("sb3_trmrl.")
+        if ALGOS[algo].__module__.startswith("sb3_trmrl."):
+            ours = hyperparams_dir().parent / (config or f"hyperparams/{algo}.yml")
+            if config is None or (ours.is_file() and not Path(config).exists()):
+                config = str(ours)
+        zoo_default = config is None
+        super().__init__(args, algo, env_id, *other_args, config=config, **other_kwargs)  # type: ignore[misc]
+        if algo == "ppo_lstm" and self._has_splits and zoo_default:
+            # The zoo's own default for environments without a block names a policy that RecurrentPPO does not have
+            self.custom_hyperparams = {"policy": "MlpLstmPolicy", **(self.custom_hyperparams or {})}
+        if self._has_splits and self.vec_env_class is DummyVecEnv:
+            self.vec_env_class = fastest_vec_env  # type: ignore[assignment]
+
+    @property
+    def eval_env_kwargs(self) -> dict[str, Any]:
+        """Keywords of the evaluation environment. The zoo would take those of the yaml file for training only."""
+        if not self._has_splits:
+            return self._zoo_eval_env_kwargs
+        split = "train" if self.optimize_hyperparameters else "test"
+        return {**self.env_kwargs, "split": split, **(self._eval_env_kwargs_args or {})}
+
+    @eval_env_kwargs.setter
+    def eval_env_kwargs(self, eval_env_kwargs: dict[str, Any]) -> None:
+        self._zoo_eval_env_kwargs = eval_env_kwargs
+
+    def create_log_folder(self) -> None:
+        """Make the folder of the run, and tell it to callbacks of the yaml file that write there."""
+        super().create_log_folder()
+        for callback in self.callbacks:
+            if isinstance(callback, MetaEvalCallback) and callback.save_path is None:
+                callback.save_path = Path(self.save_path)
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Train and evaluate with hyperparameters that Optuna draws.
+
+        :param trial: Optuna's trial
+        :return: Mean return
+        :raises TrialPruned: If it stopped early; also when gradients were refused, as the zoo does for other numerical errors
+        """
+        try:
+            return super().objective(trial)
+        except FloatingPointError as error:
+            print(error)
+            raise optuna.TrialPruned() from error

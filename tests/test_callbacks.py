@@ -1,0 +1,133 @@
+"""MetaEvalCallback: what it measures, when, what it logs and what it keeps."""
+
+import json
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_trmrl import RL2PPO, evaluate_adaptation
+from sb3_trmrl.common.callbacks import MetaEvalCallback
+from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.envs.trial import TrialWrapper
+from tests.families import Counter
+
+ENV_ID = "PointRobot-v0"
+
+
+def make_model(env: Any, seed: int = 0) -> RL2PPO:
+    policy_kwargs = dict(memory_encoder_kwargs=dict(hidden_size=8))
+    return RL2PPO(
+        "RL2Policy", env, n_steps=20, batch_size=40, n_epochs=1, seed=seed, device="cpu", policy_kwargs=policy_kwargs
+    )
+
+
+class Recorder(MetaEvalCallback):
+    """Remembers what was logged at each evaluation."""
+
+    logged: list[dict[str, Any]]
+
+    def _evaluate(self) -> None:
+        self.logged = [*getattr(self, "logged", [])]
+        dump = self.logger.dump
+        self.logger.dump = lambda step=0: self.logged.append({"step": step, **self.logger.name_to_value})  # type: ignore[method-assign]
+        super()._evaluate()
+        self.logger.dump = dump  # type: ignore[method-assign]
+
+
+def test_measures_the_adaptation_curve_of_the_model_at_that_time(tmp_path):
+    model = make_model(make_meta_vec_env(ENV_ID, n_envs=4, seed=0, env_kwargs=dict(horizon=5)))
+    callback = Recorder(eval_freq=160, n_tasks=3, n_episodes=4, seed=7, save_path=tmp_path)
+    # 80 steps in each iteration: evaluated behind the 2nd and the 4th rollout, with the weights of the 1st and 3rd update
+    model.learn(330, callback=callback)
+    assert callback.timesteps == [160, 320]
+
+    saved = np.load(tmp_path / "meta_evaluations.npz")
+    np.testing.assert_array_equal(saved["timesteps"], [160, 320])
+    assert saved["returns"].shape == saved["lengths"].shape == saved["success"].shape == (2, 3, 4)
+    assert (saved["lengths"] == 5).all(), "the horizon of training is kept"
+
+    best = RL2PPO.load(tmp_path / "best_meta_model", device="cpu")
+    again = evaluate_adaptation(best, ENV_ID, n_tasks=3, n_episodes=4, seed=7, env_kwargs=dict(horizon=5))
+    best_index = int(saved["returns"].mean(axis=(1, 2)).argmax())
+    np.testing.assert_allclose(saved["returns"][best_index], again.returns, rtol=1e-6)
+    assert callback.best_mean_return == saved["returns"].mean(axis=(1, 2)).max()
+    assert [json.loads(task) for task in saved["tasks"]] == again.tasks
+    family = gym.make(ENV_ID, split="test").unwrapped
+    assert isinstance(family, TrialWrapper)
+    family.reset(seed=7)
+    assert family.sample_tasks(3) == again.tasks, "held-out tasks"
+
+    for index, logged in enumerate(callback.logged):
+        assert logged["step"] == logged["time/total_timesteps"] == saved["timesteps"][index]
+        curve = [logged[f"meta_eval/return_episode_{k}"] for k in range(1, 5)]
+        np.testing.assert_allclose(curve, saved["returns"][index].mean(axis=0))
+        np.testing.assert_allclose(logged["meta_eval/adaptation_gain"], curve[3] - curve[0])
+        assert [logged[f"meta_eval/success_episode_{k}"] for k in range(1, 5)] == list(saved["success"][index].mean(axis=0))
+
+
+def test_best_model_is_not_overwritten_by_a_worse_one(tmp_path):
+    model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5)))
+    callback = MetaEvalCallback(eval_freq=40, n_tasks=2, n_episodes=1, save_path=tmp_path)
+    callback.best_mean_return = 0.0  # the best possible return: the robot stands on its goal
+    model.learn(80, callback=callback)
+    assert (tmp_path / "meta_evaluations.npz").is_file() and not (tmp_path / "best_meta_model.zip").exists()
+
+
+def test_evaluating_leaves_training_alone():
+    weights = []
+    for callback in (None, MetaEvalCallback(eval_freq=40, n_tasks=2, n_episodes=2)):
+        model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0))
+        model.learn(160, callback=callback)
+        weights.append(th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()]))
+    assert th.equal(*weights)
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+def test_finds_the_environment_of_training(vec_env_cls):
+    env = make_meta_vec_env(ENV_ID, n_envs=2, env_kwargs=dict(horizon=7, split="ood"), vec_env_cls=vec_env_cls)
+    callback = MetaEvalCallback(n_tasks=1)
+    callback.init_callback(make_model(env))
+    assert callback.env_id == ENV_ID and callback.env_kwargs == {"horizon": 7} and callback.split == "test"
+    env.close()
+
+
+def test_agents_behind_vec_normalize_see_what_they_were_trained_on():
+    env = VecNormalize(make_meta_vec_env(ENV_ID, n_envs=2, seed=0), norm_reward=False)
+    model = PPO("MlpPolicy", env, n_steps=20, batch_size=40, n_epochs=1, seed=0, device="cpu")
+    callback = MetaEvalCallback(eval_freq=80, n_tasks=3, n_episodes=2)
+    model.learn(80, callback=callback)
+    normalized = evaluate_adaptation(
+        type("Normalizing", (), {"predict": staticmethod(lambda obs, **kw: model.predict(env.normalize_obs(obs), **kw))})(),
+        ENV_ID, n_tasks=3, n_episodes=2,
+    )  # fmt: skip
+    raw = evaluate_adaptation(model, ENV_ID, n_tasks=3, n_episodes=2)
+    # The last update came after the evaluation, so compare a new evaluation by the callback
+    callback._evaluate()
+    np.testing.assert_array_equal(callback.results[-1].returns, normalized.returns)
+    assert not np.allclose(raw.returns, normalized.returns)
+
+
+@pytest.mark.parametrize("name", ["eval_freq", "n_tasks", "n_episodes"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_bad_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {value}"):
+        MetaEvalCallback(**{name: value})
+
+
+def test_what_is_wrong_shows_when_training_starts():
+    model = make_model(make_meta_vec_env("HalfCheetahDir-v0", n_envs=1))
+    with pytest.raises(ValueError, match="split"):
+        model.learn(20, callback=MetaEvalCallback(split="ood"))  # the family has none
+    plain = PPO("MlpPolicy", gym.make("CartPole-v1"), device="cpu")
+    with pytest.raises(ValueError, match=r"env_id='CartPole-v1' does not make a trial environment.*episodes_per_trial"):
+        plain.learn(20, callback=MetaEvalCallback())
+    with pytest.raises(ValueError, match="env_id must make a trial environment"):
+        plain.learn(20, callback=MetaEvalCallback(env_id=lambda **kwargs: gym.make("CartPole-v1")))
+    unregistered = make_model(DummyVecEnv([lambda: TrialWrapper(Counter(horizon=4))]))
+    with pytest.raises(ValueError, match="needs env_id"):
+        unregistered.learn(20, callback=MetaEvalCallback())

@@ -1,0 +1,193 @@
+"""What RL Zoo gets from us: settings, samplers, environments and callbacks. The commands: test_zoo_commands.py."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import rl_zoo3.exp_manager
+import torch as th
+import yaml
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from sb3_trmrl import RL2PPO, TrMRLPPO, hyperparams_dir
+from sb3_trmrl.common.callbacks import MetaEvalCallback
+from sb3_trmrl.common.vec_env import MujocoVecEnv
+from sb3_trmrl.envs.registration import META_ENVS
+from sb3_trmrl.zoo import ALGORITHMS, register
+from sb3_trmrl.zoo.exp_manager import MetaExperimentManager
+
+ZOO_DEFAULTS = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams"
+
+# Fewer environments than the batch size was made for
+pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    register()
+
+
+def settings_of(algo: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((hyperparams_dir() / f"{algo}.yml").read_text(encoding="utf-8"))
+
+
+def make_manager(tmp_path: Path, algo: str = "trmrl", env_id: str = "PointRobot-v0", **kwargs: Any) -> Any:
+    """As ``rl_zoo3.train`` makes it."""
+    manager_class = rl_zoo3.exp_manager.ExperimentManager
+    assert manager_class is MetaExperimentManager
+    return manager_class(argparse.Namespace(), algo, env_id, str(tmp_path), device="cpu", verbose=0, **kwargs)
+
+
+def test_registration_twice_is_the_same_as_once():
+    before = dict(ALGOS), dict(HYPERPARAMS_SAMPLER), dict(HYPERPARAMS_CONVERTER), rl_zoo3.exp_manager.ExperimentManager
+    register()
+    assert before == (dict(ALGOS), dict(HYPERPARAMS_SAMPLER), dict(HYPERPARAMS_CONVERTER), MetaExperimentManager)
+    assert ALGOS["trmrl"] is TrMRLPPO and ALGOS["rl2"] is RL2PPO
+    assert {"ppo", "sac", "ppo_lstm"} <= set(ALGOS), "the zoo's own stay"
+
+
+# ---- Settings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [f"{algo}{suffix}" for algo in ALGORITHMS for suffix in ("", "_paper")])
+def test_every_registered_id_has_a_block_with_its_status(settings):
+    text = (hyperparams_dir() / f"{settings}.yml").read_text(encoding="utf-8")
+    assert {env_id for env_id in yaml.safe_load(text) if not env_id.startswith("ML")} == {"default", *META_ENVS}
+    for block in re.split(r"\n\n", text)[1:]:
+        assert re.match(r"# (Paper|Reference code|Tuned|To be tuned)", block), block
+
+
+@pytest.mark.parametrize("suffix", ["", "_paper"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("env_id", META_ENVS)
+def test_blocks_make_an_agent_whose_rollout_is_whole_trials(tmp_path, algo, env_id, suffix):
+    # Two environments are enough to see that everything fits
+    config = str(hyperparams_dir() / f"{algo}{suffix}.yml")
+    manager = make_manager(tmp_path, algo, env_id, eval_freq=-1, n_timesteps=1, hyperparams={"n_envs": 2}, config=config)
+    model, _ = manager.setup_experiment()
+    made: type = type(model)
+    assert made is ALGORITHMS[algo].algorithm
+    (episodes,) = set(model.env.get_attr("episodes_per_trial"))
+    (horizon,) = {family.horizon for family in model.env.get_attr("meta_env")}
+    assert model.n_steps % (episodes * horizon) == 0
+    block = settings_of(algo)[env_id]
+    rollout = block["n_steps"] * block["n_envs"]
+    assert rollout % block["batch_size"] == 0 and rollout % 800 == 0, "800: the largest batch that is searched"
+    model.env.close()
+
+
+def test_own_settings_are_the_default_and_conf_file_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert make_manager(tmp_path).config == str(hyperparams_dir() / "trmrl.yml")
+    assert make_manager(tmp_path, "rl2").config == str(hyperparams_dir() / "rl2.yml")
+    assert make_manager(tmp_path, "ppo").config == str(ZOO_DEFAULTS / "ppo.yml")
+    # As in the repository, from anywhere
+    paper = "hyperparams/trmrl_paper.yml"
+    assert make_manager(tmp_path, config=paper).config == str(hyperparams_dir() / "trmrl_paper.yml")
+    assert make_manager(tmp_path, "ppo", config=paper).config == paper
+    assert make_manager(tmp_path, config="hyperparams/mine.yml").config == "hyperparams/mine.yml"
+    (tmp_path / "hyperparams").mkdir()
+    (tmp_path / paper).write_text("mine: {}", encoding="utf-8")
+    assert make_manager(tmp_path, config=paper).config == paper, "a file that is there is taken"
+
+
+def test_ppo_lstm_gets_a_policy_that_it_has(tmp_path):
+    manager = make_manager(tmp_path, "ppo_lstm")
+    assert manager.read_hyperparameters()[0]["policy"] == "MlpLstmPolicy"
+    manager = make_manager(tmp_path, "ppo_lstm", hyperparams={"policy": "CnnLstmPolicy"})
+    assert manager.read_hyperparameters()[0]["policy"] == "CnnLstmPolicy"
+    assert make_manager(tmp_path, "ppo_lstm", "CartPole-v1").custom_hyperparams is None
+    # Canary: when this fails, rl_zoo3 is mended, and MetaExperimentManager needs no such line any more
+    assert yaml.safe_load((ZOO_DEFAULTS / "ppo_lstm.yml").read_text())["default"]["policy"] == "MlpPolicy"
+
+
+# ---- Environments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "vec_env_cls"),
+    [
+        ("HalfCheetahVel-v0", {}, MujocoVecEnv),
+        ("HalfCheetahVel-v0", {"vec_env_type": "subproc"}, SubprocVecEnv),
+        ("HalfCheetahVel-v0", {"algo": "ppo"}, MujocoVecEnv),
+        ("PointRobot-v0", {}, DummyVecEnv),
+        ("CartPole-v1", {"algo": "ppo"}, DummyVecEnv),
+    ],
+)
+def test_vectorised_environment(tmp_path, env_id, kwargs, vec_env_cls):
+    env = make_manager(tmp_path, env_id=env_id, **kwargs).create_envs(2, no_log=True)
+    assert type(env) is vec_env_cls
+    env.close()
+
+
+def eval_env_kwargs(manager: Any) -> dict[str, Any]:
+    manager._preprocess_hyperparams(manager.read_hyperparameters()[0])
+    return manager.eval_env_kwargs
+
+
+def test_evaluation_is_on_test_tasks_with_the_keywords_of_training(tmp_path):
+    assert eval_env_kwargs(make_manager(tmp_path)) == {"episodes_per_trial": 3, "split": "test"}
+    assert eval_env_kwargs(make_manager(tmp_path, "ppo")) == {"split": "test"}
+    manager = make_manager(tmp_path, env_kwargs={"horizon": 5}, eval_env_kwargs={"split": "ood"})
+    assert eval_env_kwargs(manager) == {"horizon": 5, "split": "ood"}
+    manager._zoo_eval_env_kwargs = {}
+    env = manager.create_envs(1, eval_env=True)
+    assert env.get_attr("split") == ["ood"] and env.get_attr("meta_env")[0].horizon == 5
+    # Hyperparameters must not be chosen on the tasks that judge them
+    assert eval_env_kwargs(make_manager(tmp_path, optimize_hyperparameters=True))["split"] == "train"
+    # Not our environments: as the zoo does it
+    assert eval_env_kwargs(make_manager(tmp_path, "ppo", "CartPole-v1", env_kwargs={"a": 1})) == {"a": 1}
+
+
+def test_callbacks_of_the_yaml_file_write_to_the_folder_of_the_run(tmp_path):
+    callback = [{"sb3_trmrl.common.callbacks.MetaEvalCallback": {"eval_freq": 10}}]
+    manager = make_manager(tmp_path, eval_freq=-1, hyperparams={"callback": callback})
+    manager.setup_experiment()
+    (meta_eval,) = manager.callbacks
+    assert isinstance(meta_eval, MetaEvalCallback) and meta_eval.save_path == Path(manager.save_path)
+
+
+# ---- Optimising hyperparameters ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_draw_makes_an_agent_and_converts_to_itself(algo):
+    entry = ALGORITHMS[algo]
+    make: Any = entry.algorithm
+    drawn = []
+
+    def objective(trial: optuna.Trial) -> float:
+        hyperparams = entry.sampler(trial, 2, 4, {})
+        # What --trial-id reads from the storage
+        assert entry.converter(trial.params) == hyperparams
+        model = make(f"{entry.algorithm.__name__[:-3]}Policy", "PointRobot-v0", n_steps=40, device="cpu", **hyperparams)
+        assert 0.9 <= model.gamma < 1 and 0.7 <= model.gae_lambda < 1 and model.batch_size in (200, 400, 800)
+        assert th.allclose(model.policy.log_std, th.tensor(hyperparams["policy_kwargs"]["log_std_init"]))
+        drawn.append(hyperparams)
+        return 0.0
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).optimize(objective, n_trials=15)
+    assert len(drawn) == 15
+    for name in ("learning_rate", "batch_size", "clip_range", "n_epochs", "target_kl"):
+        assert len({str(hyperparams[name]) for hyperparams in drawn}) > 1, f"{name} is not searched"
+    assert len({str(hyperparams["policy_kwargs"]["memory_encoder_kwargs"]) for hyperparams in drawn}) > 3
+
+
+def test_refused_gradients_prune_the_trial(tmp_path, monkeypatch):
+    hyperparams = {"n_envs": 1, "n_steps": 60, "batch_size": 60}
+    manager = make_manager(tmp_path, n_timesteps=60, optimize_hyperparameters=True, n_evaluations=1, hyperparams=hyperparams)
+    manager.setup_experiment()
+
+    def refuse(self: Any) -> None:
+        raise FloatingPointError("A gradient is not finite")
+
+    monkeypatch.setattr(TrMRLPPO, "train", refuse)
+    study = optuna.create_study()
+    study.optimize(manager.objective, n_trials=1)
+    assert study.trials[0].state == optuna.trial.TrialState.PRUNED
