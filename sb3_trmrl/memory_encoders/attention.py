@@ -12,8 +12,8 @@ from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotate
 
 #: Slots of a fresh cache; they double when they are full, up to the encoder's ``memory_length``
 INITIAL_CACHE_SLOTS = 64
-#: Queries of a band that meet their keys together: few enough that little of what they don't see is computed
-QUERY_BLOCK = 128
+#: Queries that meet their keys together: few enough that little of what they don't see is computed
+QUERY_BLOCK = 64
 
 
 def n_cache_slots(n_tokens: int, memory_length: int) -> int:
@@ -56,7 +56,7 @@ def remember(cache: th.Tensor, slots: th.Tensor, new: th.Tensor) -> None:
 def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int) -> th.Tensor:
     """
     Causal attention in which a token sees itself and the ``band - 1`` tokens before it. Blocks of queries meet the keys that
-    one of them sees, so that time and memory grow with seq_len * band, not with seq_len^2.
+    one of them sees, so that time and memory grow with seq_len * band, not with seq_len^2, and no future is computed.
 
     :param query: Shape (batch, n_heads, seq_len, head_dim)
     :param key: Same shape
@@ -65,7 +65,8 @@ def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int
     :return: Same shape
     """
     seq_len = query.shape[2]
-    if seq_len <= band:
+    # On a GPU the kernel skips the future by itself; on a CPU it computes it
+    if seq_len <= band and (seq_len <= QUERY_BLOCK or query.is_cuda):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     time, attended = th.arange(seq_len, device=query.device), []
     for start in range(0, seq_len, QUERY_BLOCK):
