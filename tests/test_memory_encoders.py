@@ -440,10 +440,13 @@ def test_a_band_takes_work_in_proportion_to_the_sequence(monkeypatch):
         return query
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record)
-    x = th.zeros(1, 1, 1280, 2)
+    x = th.zeros(1, 1, 640, 2)
     attend_in_band(x, x, x, band=10)
-    # Ten blocks of 128 queries; each meets its own 128 keys and the 9 before them, if there are any
-    assert sizes == [128 * 128] + [128 * 137] * 9
+    # Ten blocks of 64 queries; each meets its own 64 keys and the 9 before them, if there are any
+    assert sizes == [64 * 64] + [64 * 73] * 9
+    sizes.clear()
+    attend_in_band(x, x, x, band=640)
+    assert sizes == [64 * 64 * (block + 1) for block in range(10)], "without a band the future is left out"
 
 
 def test_rotary_positions_in_closed_form():
