@@ -88,6 +88,10 @@ def agents(width: int) -> dict[str, dict[str, Any]]:
         "snail": dict(memory_encoder="snail"),
         "reactive": dict(memory_encoder_kwargs=dict(window, memory_length=1)),
         "blind": dict(memory_encoder_kwargs=dict(window, memory_length=1), features_extractor_class=ObservationOnly),
+        "trial-pre-norm": dict(memory_encoder_kwargs=dict(transformer, normalization="pre")),
+        "trial-scaled": dict(memory_encoder_kwargs=dict(transformer, scale_embedding=True)),
+        "trial-sinusoidal": dict(memory_encoder_kwargs=dict(transformer, positions="sinusoidal")),
+        "trial-latest": dict(memory_encoder_kwargs=transformer, head_input="latest"),
     }
 
 
@@ -100,6 +104,16 @@ LABELS = {
     "reactive": "reactive (token, no memory)",
     "blind": "blind (observation, no memory)",
 }
+
+
+VARIANTS = {
+    "trial": "full-trial transformer: T-Fixup, embedding as it is, rotary positions, heads on features and token",
+    "trial-pre-norm": "... with pre-norm",
+    "trial-scaled": "... with the embedding scaled by sqrt(d), as in the paper",
+    "trial-sinusoidal": "... with sinusoidal positions",
+    "trial-latest": "... with heads on the features alone",
+}
+"""One factor at a time. They are run with ``--agents``."""
 
 
 class LearningCurve(BaseCallback):
@@ -194,26 +208,17 @@ def interval(values: list[float], seed: int = 0) -> tuple[float, float, float]:
     return float(interquartile_mean(scores)), float(lower), float(upper)
 
 
-def report(runs: list[dict[str, Any]], family: str, folder: Path) -> None:
+def print_table(runs: list[dict[str, Any]], title: str, labels: dict[str, str]) -> None:
     """
-    Print the table of one family and draw its learning curves.
-
-    :param runs: Results of ``train``.
-    :param family: Which family.
-    :param folder: Where the picture goes.
+    :param runs: Results of ``train`` on one family.
+    :param title: Title of the table.
+    :param labels: Agents and what they are called.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    print(f"\n{family}\n")
+    print(f"\n{title}\n")
     print("| agent | seeds | end of training | whole training | test, episode 1 | test, episode 6 | parameters | minutes |")
     print("|---|---|---|---|---|---|---|---|")
-    styles = ["-", "-", "-", "--", "-.", ":", (0, (1, 3))]
-    for (agent, label), style in zip(LABELS.items(), styles, strict=True):
-        chosen = [run for run in runs if run["family"] == family and run["agent"] == agent]
+    for agent, label in labels.items():
+        chosen = [run for run in runs if run["agent"] == agent]
         if not chosen:
             continue
         cells = []
@@ -229,6 +234,30 @@ def report(runs: list[dict[str, Any]], family: str, folder: Path) -> None:
             cells.append(f"{middle:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]")
         minutes = np.mean([run["seconds"] for run in chosen]) / 60
         print(f"| {label} | {len(chosen)} | " + " | ".join(cells) + f" | {chosen[0]['parameters']:,} | {minutes:.1f} |")
+
+
+def report(runs: list[dict[str, Any]], family: str, folder: Path) -> None:
+    """
+    Print the table of one family and draw its learning curves.
+
+    :param runs: Results of ``train``.
+    :param family: Which family.
+    :param folder: Where the picture goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    runs = [run for run in runs if run["family"] == family]
+    print_table(runs, f"{family}, all memories", LABELS)
+    print_table(runs, f"{family}, one factor at a time", VARIANTS)
+    styles = ["-", "-", "-", "--", "-.", ":", (0, (1, 3))]
+    for (agent, label), style in zip(LABELS.items(), styles, strict=True):
+        chosen = [run for run in runs if run["agent"] == agent]
+        if not chosen:
+            continue
         steps = [point[0] for point in chosen[0]["curve"]]
         curves = np.array([[np.mean(returns) for _, returns in run["curve"]][: len(steps)] for run in chosen])
         # A mean over 20 iterations at most: single iterations are noisy
@@ -250,7 +279,7 @@ def parse_arguments() -> argparse.Namespace:
     """:return: The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--agents", nargs="+", choices=LABELS, default=list(LABELS))
+    parser.add_argument("--agents", nargs="+", choices=[*LABELS, *VARIANTS], default=list(LABELS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--timesteps", type=int, help="steps of training, default: the family's")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
