@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.envs.registration import register_envs
+from sb3_trmrl.hub import load
 from sb3_trmrl.memory_encoders import register_memory_encoder
 from sb3_trmrl.rl2_ppo import RL2PPO, RL2Policy
 from sb3_trmrl.trmrl_ppo import TrMRLPolicy, TrMRLPPO
@@ -34,5 +35,6 @@ __all__ = [
     "__version__",
     "evaluate_adaptation",
     "hyperparams_dir",
+    "load",
     "register_memory_encoder",
 ]

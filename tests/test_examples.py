@@ -34,3 +34,16 @@ def test_custom_memory_encoder(tmp_path):
     # Almost untrained, on 300 tasks: about what random play makes, 5 of 10
     assert len(returns) == 6 and all(4.0 < value < 7.0 for value in returns)
     assert not list(tmp_path.iterdir()), "it leaves nothing behind"
+
+
+@pytest.mark.slow
+def test_hub_goes_on_where_it_was(tmp_path):
+    printed = []
+    for timesteps in (3840, 7680):
+        command = [sys.executable, str(ROOT / "examples" / "hub.py"), "--timesteps", str(timesteps), "--output", "made"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        printed.append(result.stdout)
+    assert "Goes on from" not in printed[0] and "Goes on from made/checkpoints/checkpoint_3840_steps" in printed[1]
+    assert "Saved config.json, model.safetensors, optimizer.safetensors" in printed[1]
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"checkpoints", "model"}

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -58,12 +59,7 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
 
     def reset(self) -> None:
         """Empty the buffer, but keep the last ``context_length`` tokens as the context of what comes next."""
-        if self.pos > 0:
-            self.lengths_before = self.memory_lengths[self.context_length + self.pos - 1].copy()
-        kept = slice(self.pos, self.pos + self.context_length)
-        for array in (*self.tokens.values(), self.memory_lengths):
-            # The two ranges overlap if the rollout was shorter than the context
-            array[: self.context_length] = array[kept].copy()
+        self.set_context_state(self.context_state())
         self.actions = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=self.action_space.dtype)
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs), dtype=np.float32))
@@ -102,6 +98,41 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         self.log_probs[self.pos] = log_prob.cpu().numpy().flatten()
         self.pos += 1
         self.full = self.pos == self.buffer_size
+
+    def context_state(self) -> dict[str, Any]:
+        """
+        :return: What :meth:`reset` keeps, as data: the last tokens by key, (reach, n_envs, ...), and how many of them each
+            memory holds, (n_envs,). ``reach`` is what the longest memory holds, at most ``context_length``.
+        """
+        lengths = self.memory_lengths[self.context_length + self.pos - 1] if self.pos > 0 else self.lengths_before
+        end = self.pos + self.context_length
+        kept = slice(end - min(int(lengths.max()), self.context_length), end)
+        return {"tokens": {key: array[kept].copy() for key, array in self.tokens.items()}, "lengths": lengths.copy()}
+
+    def set_context_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What :meth:`context_state` returned, here or in another process
+        :raises ValueError: if it does not fit
+        """
+        tokens, lengths = state["tokens"], state["lengths"]
+        if (
+            lengths.shape != (self.n_envs,)
+            or lengths.dtype != np.int64
+            or lengths.min() < 0
+            or set(tokens) != set(self.tokens)
+        ):
+            raise ValueError(
+                f"the context must hold {sorted(self.tokens)} and {self.n_envs} lengths, got {sorted(tokens)}, {lengths}"
+            )
+        reach = min(int(lengths.max()), self.context_length)
+        for key, array in self.tokens.items():
+            if tokens[key].shape != (reach, *array.shape[1:]) or tokens[key].dtype != array.dtype:
+                raise ValueError(
+                    f"the context's {key} must be {array.dtype} {(reach, *array.shape[1:])}, got {tokens[key].dtype} "
+                    f"{tokens[key].shape}"
+                )
+            array[self.context_length - reach : self.context_length] = tokens[key]
+        self.lengths_before = lengths.copy()
 
     def context(self, memory_starts: np.ndarray) -> MemoryContext:
         """

@@ -16,11 +16,12 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer, TrialSliceRolloutBuffer, WorkingMemoryRolloutBuffer
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
+from sb3_trmrl.common.save_util import PretrainedMixin
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.memory_encoders import MemoryState
 
 
-class MemoryPPO(PPO):
+class MemoryPPO(PretrainedMixin, PPO):
     """
     Proximal Policy Optimization for a policy with a memory, meta-trained over trials of several episodes. The base of
     :class:`~sb3_trmrl.trmrl_ppo.TrMRLPPO` and :class:`~sb3_trmrl.rl2_ppo.RL2PPO`.
@@ -259,10 +260,10 @@ class MemoryPPO(PPO):
             memory_state = self.policy.state_from_context(rollout_buffer.context(memory_starts.cpu().numpy()))
         # One unit of value for the whole rollout: rewards are stored in it, values are predicted in it
         value_scale = self.policy.value_scale
+        # Before anything random: what a callback saves here goes on exactly
+        callback.on_rollout_start()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-
-        callback.on_rollout_start()
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -282,6 +283,7 @@ class MemoryPPO(PPO):
                     # Clip the actions to avoid out of bound error, as they are sampled from an unbounded Gaussian
                     clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
 
+            self.in_step = True
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self._check_finite("observation", new_obs)
             self._check_finite("reward", rewards)
@@ -313,6 +315,7 @@ class MemoryPPO(PPO):
             )
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
+            self.in_step = False
             if not go_on:
                 # Only now: the memory of a continued training must know this step, and where its trial ended
                 return False

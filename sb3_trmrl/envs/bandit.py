@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_trmrl.envs import raster
-from sb3_trmrl.envs.meta_env import MetaEnv, Task
+from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task
 
 
 class MetaBandit(MetaEnv):
@@ -67,6 +67,13 @@ class MetaBandit(MetaEnv):
         reward = float(self.np_random.random() < probabilities[self._last_arm])
         regret = max(probabilities) - probabilities[self._last_arm]
         return np.zeros(1, np.float32), reward, False, False, {"regret": regret}
+
+    def _get_state(self) -> EnvState:
+        return {"last_arm": self._last_arm}
+
+    def _set_state(self, state: EnvState) -> None:
+        last_arm = state["last_arm"]
+        self._last_arm = None if last_arm is None else int(last_arm)
 
     def render(self) -> np.ndarray | None:
         """:return: The arms' probabilities as bars, the last pulled one blue: ``(240, 240, 3)`` uint8; None without mode."""

@@ -13,6 +13,41 @@ from gymnasium.error import ResetNeeded
 Task = dict[str, Any]
 """One MDP of a family, as JSON: floats and (nested) lists of floats by name, e.g. ``{"velocity": 1.3}``."""
 
+EnvState = dict[str, Any]
+"""State of a running environment as data: JSON, with numpy arrays as leaves."""
+BIT_GENERATORS: dict[str, type[np.random.BitGenerator]] = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}
+
+
+def generator_state(generator: np.random.Generator | None) -> EnvState | None:
+    """
+    :param generator: A random generator.
+    :return: Its state as data.
+    """
+    return None if generator is None else dict(generator.bit_generator.state)
+
+
+def generator_from_state(state: EnvState | None) -> np.random.Generator | None:
+    """
+    :param state: What :func:`generator_state` returned.
+    :return: A generator that goes on from there.
+    :raises ValueError: If it is the state of no known generator.
+    """
+    if state is None:
+        return None
+    name = state.get("bit_generator") if isinstance(state, dict) else None
+    if name not in BIT_GENERATORS:
+        raise ValueError(f"random generator must be one of {sorted(BIT_GENERATORS)}, got {name!r}")
+    # The seed does not matter, the state follows; without one it would ask the system for entropy
+    bit_generator: Any = BIT_GENERATORS[name](0)
+    try:
+        bit_generator.state = state
+    except (TypeError, KeyError, OverflowError) as error:
+        raise ValueError(f"this is no state of the random generator {name}: {error}") from error
+    return np.random.Generator(bit_generator)
+
 
 class MetaEnv(gym.Env[Any, Any]):
     """
@@ -195,6 +230,40 @@ class MetaEnv(gym.Env[Any, Any]):
         self._needs_reset = terminated or truncated
         return observation, reward, terminated, truncated, info
 
+    # ---- the state of a running episode, for checkpoints of training ---------------------------------------------
+
+    def get_state(self) -> EnvState | None:
+        """
+        :return: All that an episode goes on from: task, progress, random generator and what :meth:`_get_state` adds; None for
+            a family that does not write that.
+        """
+        family = self._get_state()
+        if family is None:
+            return None
+        return {
+            "task": self.get_task() if self._has_task else None,
+            "elapsed_steps": self._elapsed_steps,
+            "needs_reset": self._needs_reset,
+            "np_random": generator_state(self._np_random),
+            "np_random_seed": self._np_random_seed,
+            "family": family,
+        }
+
+    def set_state(self, state: EnvState) -> None:
+        """
+        Go on from a state, bit for bit.
+
+        :param state: What :meth:`get_state` returned, of an environment made with the same arguments.
+        :raises ValueError: If it does not fit.
+        """
+        if state["task"] is not None:
+            self.set_task(state["task"])
+        self._elapsed_steps = int(state["elapsed_steps"])
+        self._needs_reset = bool(state["needs_reset"])
+        self._np_random = generator_from_state(state["np_random"])
+        self._np_random_seed = state["np_random_seed"]
+        self._set_state(state["family"])
+
     # ---- what a family writes ----------------------------------------------------------------------------------
 
     @abstractmethod
@@ -220,4 +289,18 @@ class MetaEnv(gym.Env[Any, Any]):
         Hook for families whose task changes more than the reward, called by :meth:`set_task`.
 
         :param task: The new task. Start from pristine values: nothing of the previous task may stay.
+        """
+
+    def _get_state(self) -> EnvState | None:
+        """
+        Hook for exact resumption of training.
+
+        :return: What changes during an episode, beside the task: JSON with numpy arrays as leaves. The default, None, says
+            that nobody knows; a training that is resumed then starts with fresh trials.
+        """
+        return None
+
+    def _set_state(self, state: EnvState) -> None:
+        """
+        :param state: What :meth:`_get_state` returned, here or in another process.
         """

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_trmrl.envs import raster
-from sb3_trmrl.envs.meta_env import MetaEnv, Task
+from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task
 
 STEP_LENGTH = 0.1
 """Metres per step and axis at full action."""
@@ -78,6 +78,12 @@ class PointRobot(MetaEnv):
         distance = float(np.linalg.norm(self._position - self._task["goal"]))
         reward = float(self.rewards(np.array([distance]))[0])
         return self._position.copy(), reward, False, False, {"distance": distance, "success": distance <= GOAL_RADIUS}
+
+    def _get_state(self) -> EnvState:
+        return {"position": self._position.copy()}
+
+    def _set_state(self, state: EnvState) -> None:
+        self._position = np.array(state["position"], np.float64).reshape(2)
 
     def render(self) -> np.ndarray | None:
         """:return: Goal area (red) and robot (blue) in [-2, 2]^2: ``(240, 240, 3)`` uint8; None without mode."""

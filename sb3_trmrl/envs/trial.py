@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from sb3_trmrl.envs.meta_env import MetaEnv, Task
+from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task, generator_from_state, generator_state
 
 VECTOR_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -303,6 +303,77 @@ class TrialWrapper(gym.Env[Any, Any]):
     def close(self) -> None:
         """Close the base environment."""
         self.env.close()
+
+    # ---- the state of a running trial, for checkpoints of training ------------------------------------------------
+
+    def _identity(self) -> EnvState:
+        """:return: What an environment must have in common with another one to go on from its state."""
+        family = self.meta_env
+        return {
+            "family": type(family).__name__,
+            "task_shapes": {name: list(shape) for name, shape in family.task_shapes.items()},
+            "horizon": family.horizon,
+            "episodes_per_trial": self.episodes_per_trial,
+            "split": self.split,
+        }
+
+    def get_trial_state(self) -> EnvState | None:
+        """
+        :return: All that this trial and the next ones go on from, as data: tasks, random generators, progress, the base
+            environment's state. None if the base environment is wrapped, or of a family without
+            :meth:`~sb3_trmrl.envs.meta_env.MetaEnv._get_state`.
+        """
+        meta_env = self.meta_env.get_state() if self.env is self.meta_env else None
+        if meta_env is None:
+            return None
+        return {
+            "identity": self._identity(),
+            "np_random": generator_state(self._np_random),
+            "np_random_seed": self._np_random_seed,
+            "seed": self._seed,
+            "tasks": self._tasks,
+            "next_task": self._next_task,
+            "task_generators": {split: generator_state(generator) for split, generator in self._task_generators.items()},
+            "running": self._running,
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+            "successes": list(self._successes),
+            "episode_return": self._episode_return,
+            "episode_length": self._episode_length,
+            "has_success": self._has_success,
+            "episode_success": self._episode_success,
+            "meta_env": meta_env,
+        }
+
+    def set_trial_state(self, state: EnvState) -> None:
+        """
+        Go on from a state, bit for bit.
+
+        :param state: What :meth:`get_trial_state` returned, here or in another process.
+        :raises ValueError: If it is that of another family, split or length of trial, or does not fit.
+        """
+        if state["identity"] != self._identity():
+            raise ValueError(f"the state of {state['identity']} does not fit {self._identity()}")
+        tasks = state["tasks"]
+        self._tasks = None
+        if tasks is not None:
+            self.set_tasks(tasks)
+            self._next_task = int(state["next_task"]) % len(tasks)
+        self._np_random = generator_from_state(state["np_random"])
+        self._np_random_seed = state["np_random_seed"]
+        self._seed = None if state["seed"] is None else int(state["seed"])
+        saved = state["task_generators"].items()
+        generators = {self.meta_env.check_split(split): generator_from_state(generator) for split, generator in saved}
+        self._task_generators = {split: generator for split, generator in generators.items() if generator is not None}
+        self.meta_env.set_state(state["meta_env"])
+        self._running = bool(state["running"])
+        self._returns = [float(value) for value in state["returns"]]
+        self._lengths = [int(value) for value in state["lengths"]]
+        self._successes = [bool(value) for value in state["successes"]]
+        self._episode_return = float(state["episode_return"])
+        self._episode_length = int(state["episode_length"])
+        self._has_success = bool(state["has_success"])
+        self._episode_success = bool(state["episode_success"])
 
     # ---- episodes ----------------------------------------------------------------------------------------------
 

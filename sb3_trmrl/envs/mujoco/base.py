@@ -11,9 +11,10 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from sb3_trmrl.envs.meta_env import MetaEnv
+from sb3_trmrl.envs.meta_env import EnvState, MetaEnv
 from sb3_trmrl.envs.mujoco.rendering import Renderer
 
+FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
 MAX_STATE = 1e10
 """MuJoCo calls a position or velocity beyond this "bad" (mjMAXVAL)."""
 
@@ -154,9 +155,12 @@ class MujocoMetaEnv(MetaEnv):
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:], self.data.qvel[:] = self.sample_initial_state()
         mujoco.mj_forward(self.model, self.data)  # for the sensors
-        self._task_arrays = {name: np.asarray(value)[None] for name, value in self._task.items()}
+        self._make_task_arrays()
         observation: np.ndarray = self.observe(self._state)[0]
         return observation
+
+    def _make_task_arrays(self) -> None:
+        self._task_arrays = {name: np.asarray(value)[None] for name, value in self._task.items()}
 
     def _step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, np.float64)[None]  # (nu,) -> (1, nu)
@@ -196,6 +200,25 @@ class MujocoMetaEnv(MetaEnv):
                 "Said once per environment; count info['unstable'] to see how often it happens.",
                 stacklevel=2,
             )
+
+    def _get_state(self) -> EnvState:
+        physics = np.zeros(mujoco.mj_stateSize(self.model, FULL_STATE))
+        mujoco.mj_getState(self.model, self.data, physics, FULL_STATE)
+        return {"physics": physics, "sensordata": self.data.sensordata.copy()}
+
+    def _set_state(self, state: EnvState) -> None:
+        physics, sensordata = (np.array(state[name], np.float64) for name in ("physics", "sensordata"))
+        sizes = mujoco.mj_stateSize(self.model, FULL_STATE), self.model.nsensordata
+        if (physics.shape, sensordata.shape) != ((sizes[0],), (sizes[1],)):
+            raise ValueError(
+                f"physics and sensordata of {type(self).__name__} must have {sizes} numbers, got the shapes {physics.shape} "
+                f"and {sensordata.shape}"
+            )
+        mujoco.mj_resetData(self.model, self.data)
+        mujoco.mj_setState(self.model, self.data, physics, FULL_STATE)
+        mujoco.mj_forward(self.model, self.data)  # what rendering reads
+        self.data.sensordata[:] = sensordata
+        self._make_task_arrays()
 
     # ---- rendering -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,118 @@
+"""Checkpoints without pickle, which a killed training resumes from exactly."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.hub.pretrained import save_pretrained
+
+
+def mean_training_return(model: BaseAlgorithm) -> float | None:
+    """
+    :param model: A model in training
+    :return: SB3's ``rollout/ep_rew_mean``: mean return of the last trials; None if none has ended
+    """
+    returns = [info["r"] for info in model.ep_info_buffer or []]
+    return float(np.mean(returns)) if returns else None
+
+
+def latest_checkpoint(folder: str | Path, name_prefix: str = "checkpoint") -> Path | None:
+    """
+    :param folder: ``save_path`` of a :class:`PretrainedCheckpointCallback`
+    :param name_prefix: Its ``name_prefix``
+    :return: The checkpoint after the most steps, or None if there is none
+    """
+    checkpoints = _checkpoints(Path(folder), name_prefix)
+    return checkpoints[-1] if checkpoints else None
+
+
+def _checkpoints(folder: Path, name_prefix: str) -> list[Path]:
+    pattern = re.compile(rf"{re.escape(name_prefix)}_(\d+)_steps")
+    found = [(match, path) for path in folder.glob(f"{name_prefix}_*") if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: int(pair[0].group(1)))]
+
+
+class PretrainedCheckpointCallback(BaseCallback):
+    """
+    Save folders of ``save_pretrained`` during training: ``checkpoint_<steps>_steps``, of which the last few are kept, and
+    ``best``.
+
+    It saves between two rollouts, at the first such moment after every ``save_freq`` steps: from there, training resumes bit
+    for bit, running trials and random generators included. After a crash::
+
+        model = TrMRLPPO.from_pretrained(latest_checkpoint("checkpoints"))
+        model.learn(total_timesteps - model.num_timesteps, callback=..., reset_num_timesteps=False)
+
+    :param save_freq: Save every so many steps of training (all environments together), at least 1
+    :param save_path: Folder for the checkpoints
+    :param keep_last: How many of them are kept, at least 1
+    :param score: What is best: a function of the model; None says "not now". By default the mean return of the last
+        training trials. For held-out tasks: ``lambda model: meta_eval_callback.results[-1].curve.mean()`` or the like
+    :param name_prefix: Start of the folders' names
+    :param verbose: 1 tells of saving
+    :raises ValueError: for a bad number
+    """
+
+    model: MemoryPPO
+
+    def __init__(
+        self,
+        save_freq: int,
+        save_path: str | Path,
+        keep_last: int = 3,
+        score: Callable[[BaseAlgorithm], float | None] = mean_training_return,
+        name_prefix: str = "checkpoint",
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        for name, value in (("save_freq", save_freq), ("keep_last", keep_last)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        self.save_freq, self.keep_last, self.score, self.name_prefix = save_freq, keep_last, score, name_prefix
+        self.save_path = Path(save_path)
+        self.best_score = -np.inf
+        self._saved_at = 0
+
+    def _on_training_start(self) -> None:
+        # After a resumption: the next multiple of save_freq, and the best so far
+        self._saved_at = self.model.num_timesteps
+        record = self.save_path / "best.json"
+        if self.model.num_timesteps > 0 and record.exists():
+            self.best_score = float(json.loads(record.read_text(encoding="utf-8"))["score"])
+
+    def _on_rollout_start(self) -> None:
+        self._save_if_due()
+
+    def _on_training_end(self) -> None:
+        self._save_if_due()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _save_if_due(self) -> None:
+        steps = self.model.num_timesteps
+        if steps // self.save_freq == self._saved_at // self.save_freq:
+            return
+        self._saved_at = steps
+        folder = save_pretrained(self.model, self.save_path / f"{self.name_prefix}_{steps}_steps")
+        if self.verbose > 0:
+            print(f"Saved {folder}")
+        for outdated in _checkpoints(self.save_path, self.name_prefix)[: -self.keep_last]:
+            shutil.rmtree(outdated)
+        score = self.score(self.model)
+        if score is not None and score > self.best_score:
+            self.best_score = score
+            save_pretrained(self.model, self.save_path / "best")
+            record = self.save_path / ".best.json"
+            record.write_text(json.dumps({"score": score, "num_timesteps": steps}) + "\n", encoding="utf-8")
+            os.replace(record, self.save_path / "best.json")
+            if self.verbose > 0:
+                print(f"New best, {score:.2f}: {self.save_path / 'best'}")

@@ -1,0 +1,172 @@
+"""The model card: what the Hub shows, and the metadata that its leaderboards read."""
+
+import json
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from sb3_trmrl.common.evaluation import AdaptationResult
+
+PICTURE, VIDEO = "adaptation_curve.png", "replay.mp4"
+TAGS = ("reinforcement-learning", "stable-baselines3", "meta-reinforcement-learning", "sb3_trmrl")
+ALGORITHM_PAPERS = {
+    "TrMRLPPO": "[TrMRL](https://arxiv.org/abs/2206.06614) (PPO with a transformer memory over the trial)",
+    "RL2PPO": "[RL2](https://arxiv.org/abs/1611.02779) (PPO with a recurrent memory over the trial)",
+}
+
+
+def metadata(config: dict[str, Any], adaptation: AdaptationResult | None) -> ModelCardData:
+    """
+    :param config: ``config.json`` of the model
+    :param adaptation: How it adapts
+    :return: Metadata; ``mean_reward`` is the return of whole trials, "mean +/- deviation" over tasks, as leaderboards read it
+    """
+    env_id = config["environment"]["id"]
+    results = None
+    if adaptation is not None and env_id is not None:
+        trials = adaptation.returns.sum(axis=1)
+        numbers = {"mean_reward": f"{trials.mean():.2f} +/- {trials.std():.2f}"}
+        for index, column in enumerate(adaptation.returns.T, start=1):
+            numbers[f"return_episode_{index}"] = f"{column.mean():.2f} +/- {column.std():.2f}"
+        results = [
+            EvalResult(
+                task_type="reinforcement-learning",
+                task_name="reinforcement-learning",
+                dataset_type=env_id,
+                dataset_name=env_id,
+                metric_type=name,
+                metric_name=name,
+                metric_value=value,
+            )
+            for name, value in numbers.items()
+        ]
+    tags = [*TAGS, *([env_id] if env_id is not None else [])]
+    return ModelCardData(library_name="stable-baselines3", tags=tags, model_name=config["algorithm"], eval_results=results)
+
+
+def adaptation_markdown(adaptation: AdaptationResult) -> str:
+    """
+    :param adaptation: How a model adapts
+    :return: Return, and perhaps success, of each episode as a table
+    """
+    lower, upper = adaptation.interval()
+    head = ["episode", "return, mean [95 % bootstrap interval over tasks]"]
+    columns = [[f"{mean:.2f} [{low:.2f}, {up:.2f}]" for mean, low, up in zip(adaptation.curve, lower, upper, strict=True)]]
+    if adaptation.success is not None:
+        head.append("success")
+        columns.append([f"{rate:.0%}" for rate in adaptation.success.mean(axis=0)])
+    rows = [
+        " | ".join(("", str(index), *cells, "")).strip() for index, cells in enumerate(zip(*columns, strict=True), start=1)
+    ]
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows])
+
+
+def training_script(config: dict[str, Any]) -> str:
+    """
+    :param config: ``config.json`` of a model
+    :return: The Python script that trains such a model
+    """
+    algorithm, environment, settings = config["algorithm"], config["environment"], config["hyperparameters"]
+    arguments = [f"    {json.dumps(config['policy'])},", "    env,"]
+    for name, value in settings.items():
+        arguments.append(f"    {name}={_as_python(value)},")
+    env_kwargs = "" if not environment["kwargs"] else f", env_kwargs={_as_python(environment['kwargs'])}"
+    seed = settings.get("seed")
+    imports = "from sb3_trmrl.common.env_util import make_meta_vec_env"
+    if "LinearSchedule" in "".join(arguments):
+        imports = f"from stable_baselines3.common.utils import LinearSchedule\n\n{imports}"
+    make = f"env = make_meta_vec_env({environment['id']!r}, n_envs={environment['n_envs']}, seed={seed}{env_kwargs})"
+    if environment["id"] is None or environment["kwargs"] is None:
+        make = f"env = ...  # {environment['n_envs']} slots; how they were made can't be told"
+    return "\n".join(
+        [
+            f"from sb3_trmrl import {algorithm}",
+            imports,
+            "",
+            make,
+            f"model = {algorithm}(",
+            *arguments,
+            ")",
+            f"model.learn({config['training']['total_timesteps']})",
+        ]
+    )
+
+
+def _as_python(value: Any) -> str:
+    """:return: A value of ``config.json`` as a Python expression."""
+    if isinstance(value, dict):
+        if "$float" in value:
+            return f"float({value['$float']!r})"
+        if "$tuple" in value:
+            return f"({', '.join(_as_python(item) for item in value['$tuple'])},)"
+        if "schedule" in value:
+            return f"LinearSchedule({value['start']}, {value['end']}, {value['end_fraction']})"
+        return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_python, value))}]"
+    return repr(value)
+
+
+def model_card(
+    config: dict[str, Any],
+    repo_id: str,
+    adaptation: AdaptationResult | None = None,
+    has_picture: bool = False,
+    zip_name: str | None = None,
+    train_command: str | None = None,
+) -> str:
+    """
+    :param config: ``config.json`` of the model
+    :param repo_id: Where it is published
+    :param adaptation: How it adapts
+    :param has_picture: Whether the adaptation curve is beside the card
+    :param zip_name: Name of SB3's zip beside it, if there is one
+    :param train_command: The command that trained it; by default the one in ``config.json``
+    :return: ``README.md``
+    """
+    algorithm, env_id = config["algorithm"], config["environment"]["id"]
+    steps = config["training"]["num_timesteps"]
+    command = train_command or config["training"]["command"]
+    on_env = f" on **{env_id}**" if env_id else ""
+    sections = [
+        f"---\n{metadata(config, adaptation).to_yaml()}\n---",
+        f"# {algorithm}{on_env}",
+        f"A meta-reinforcement-learning agent{on_env}, trained for {steps:,} steps with "
+        f"{ALGORITHM_PAPERS.get(algorithm, algorithm)} of `sb3_trmrl`, for "
+        "[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3). On a task that it has never seen it finds out "
+        "within a few episodes what to do: its weights stay frozen, what adapts is its memory.",
+    ]
+    if adaptation is not None:
+        n_tasks = len(adaptation.tasks)
+        sections += [
+            "## Adaptation",
+            f"One trial on each of {n_tasks} unseen tasks, frozen weights, deterministic actions. `mean_reward` in the "
+            "metadata is the return of the whole trial.",
+            adaptation_markdown(adaptation),
+        ]
+        if has_picture:
+            sections.append(f"![Return against the episode of the trial]({PICTURE})")
+    usage = [
+        "import sb3_trmrl",
+        "",
+        f"model = sb3_trmrl.load({repo_id!r})  # JSON and safetensors: no code from the file is run",
+    ]
+    if env_id:
+        usage += [f"result = sb3_trmrl.evaluate_adaptation(model, {env_id!r})", "print(result.curve)"]
+    sections += ["## Usage", "```python\n" + "\n".join(usage) + "\n```"]
+    if "training.json" in config["files"]:
+        sections.append(
+            "To go on training, exactly where it stopped (running trials and random generators included):\n\n```python\n"
+            "model.learn(100_000, reset_num_timesteps=False)\n```"
+        )
+    if zip_name is not None:
+        sections.append(
+            f"`{zip_name}` is the same model for `huggingface_sb3.load_from_hub` and `{algorithm}.load`. It is a pickle, "
+            "which can run code when it is loaded; the files above can't."
+        )
+    sections += ["## Training"]
+    if command:
+        sections.append(f"```bash\n{command}\n```\n\nWhich comes to:")
+    sections.append("```python\n" + training_script(config) + "\n```")
+    sections.append("Versions: " + ", ".join(f"{name} {version}" for name, version in config["versions"].items()) + ".")
+    return "\n\n".join(sections) + "\n"

@@ -1,0 +1,221 @@
+"""Models to the Hugging Face Hub and back, in one commit each way."""
+
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi
+from huggingface_sb3 import EnvironmentName, ModelName
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
+from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.envs.registration import META_ENVS
+from sb3_trmrl.hub.description import decode_value
+from sb3_trmrl.hub.errors import PretrainedError
+from sb3_trmrl.hub.files import replace_folder
+from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
+from sb3_trmrl.hub.pretrained import MODEL_FILES, find_folder, load, read_config, save_pretrained
+
+CARD = "README.md"
+ZOO_NAMES = {"TrMRLPPO": "trmrl", "RL2PPO": "rl2"}
+"""``--algo`` of RL Zoo."""
+OWN_KEYWORDS = ("episodes_per_trial", "split", "tasks")
+
+
+def push_to_hub(
+    model: MemoryPPO,
+    repo_id: str,
+    adaptation: AdaptationResult | None = None,
+    n_eval_tasks: int = 20,
+    video: str | Path | None = None,
+    train_command: str | None = None,
+    training_state: bool = True,
+    sb3_zip: bool = False,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """
+    Publish a model with its model card, in one commit.
+
+    :param model: The model
+    :param repo_id: ``"owner/name"``; made if it is not there
+    :param adaptation: How it adapts, for the card; evaluated on unseen tasks if None
+    :param n_eval_tasks: On how many; 0 for a card without numbers
+    :param video: A video of the agent (mp4) to show
+    :param train_command: The command that trained it; by default the one that called ``learn``. Paths in it are published
+    :param training_state: Whether training can be resumed from it (three times as large)
+    :param sb3_zip: Add SB3's zip for ``huggingface_sb3.load_from_hub``, and what RL Zoo wants beside it. It is a pickle
+    :param private: Whether a new repository is private; by default as the owner's settings say
+    :param revision: Branch
+    :param commit_message: Message of the commit
+    :param create_pr: Open a pull request instead of changing the branch
+    :param token: Token of the Hub; by default the one of ``hf auth login`` or ``HF_TOKEN``
+    :param endpoint: Address of another Hub
+    :return: Address of the commit
+    :raises PretrainedError: for what can't be written as data
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(model, Path(temporary) / "model", training_state)
+        config = read_config(folder)
+        if adaptation is None:
+            adaptation = evaluate_for_card(model, config, n_eval_tasks)
+        zip_name = add_sb3_files(model, config, folder) if sb3_zip else None
+        if video is not None:
+            shutil.copy(video, folder / VIDEO)
+        has_picture = adaptation is not None and _draw(adaptation, config, folder)
+        card = model_card(config, repo_id, adaptation, has_picture, zip_name, train_command)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        api = HfApi(endpoint=endpoint, token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or f"{config['algorithm']} after {model.num_timesteps:,} steps",
+            # Files of an earlier push that this one does not have
+            delete_patterns=[*sorted(MODEL_FILES), PICTURE, VIDEO],
+        )
+    return commit.pr_url or commit.commit_url
+
+
+def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) -> AdaptationResult | None:
+    """
+    :param model: The model
+    :param config: Its ``config.json``
+    :param n_tasks: Number of unseen tasks
+    :return: How it adapts, in trials as long as those of training; None for a foreign environment, or without tasks
+    """
+    env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
+    if n_tasks == 0 or env_id not in META_ENVS or kwargs is None:
+        return None
+    kwargs = decode_value(kwargs)
+    return evaluate_adaptation(
+        model,
+        env_id,
+        n_tasks=n_tasks,
+        n_episodes=kwargs.get("episodes_per_trial", 2),
+        env_kwargs={name: value for name, value in kwargs.items() if name not in OWN_KEYWORDS},
+    )
+
+
+def _draw(adaptation: AdaptationResult, config: dict[str, Any], folder: Path) -> bool:
+    from sb3_trmrl.plots import plot_adaptation_curve
+
+    try:
+        plot_adaptation_curve({config["algorithm"]: adaptation}, folder / PICTURE, title=str(config["environment"]["id"]))
+    except ImportError:  # the extra `plots` is not installed: a card without picture
+        return False
+    return True
+
+
+def add_sb3_files(model: MemoryPPO, config: dict[str, Any], folder: Path) -> str:
+    """
+    Write SB3's zip, and what ``rl_zoo3.load_from_hub`` asks for beside it.
+
+    :param model: The model
+    :param config: Its ``config.json``
+    :param folder: Where to
+    :return: Name of the zip
+    :raises PretrainedError: if the environment has no id
+    """
+    if config["environment"]["id"] is None:
+        raise PretrainedError("sb3_zip needs an environment that gym.make has made: its id is part of the zip's name.")
+    name = ModelName(_zoo_name(config), EnvironmentName(config["environment"]["id"])).filename
+    write_zoo_files(model, config, folder, folder / name)
+    (folder / "env_kwargs.yml").write_text(
+        yaml.safe_dump(decode_value(config["environment"]["kwargs"] or {})), encoding="utf-8"
+    )
+    with zipfile.ZipFile(folder / "train_eval_metrics.zip", "w"):
+        pass
+    return name
+
+
+def _zoo_name(config: dict[str, Any]) -> str:
+    return ZOO_NAMES.get(config["algorithm"], config["algorithm"].lower())
+
+
+def write_zoo_files(model: BaseAlgorithm, config: dict[str, Any], folder: Path, zip_path: Path) -> None:
+    """
+    :param model: The model
+    :param config: Its ``config.json``
+    :param folder: Where the zoo's ``args.yml`` and ``config.yml`` go
+    :param zip_path: Where SB3's zip goes
+    """
+    environment = config["environment"]
+    model.save(zip_path)
+    arguments = {
+        "algo": _zoo_name(config),
+        "env": environment["id"],
+        "env_kwargs": decode_value(environment["kwargs"] or {}),
+        "n_timesteps": config["training"]["total_timesteps"],
+        "seed": config["hyperparameters"]["seed"],
+    }
+    (folder / "args.yml").write_text(yaml.safe_dump(arguments), encoding="utf-8")
+    # What the zoo's enjoy reads of it; the model's own settings are in the zip
+    settings = {"policy": config["policy"], "n_envs": environment["n_envs"], "n_timesteps": arguments["n_timesteps"]}
+    (folder / "config.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    vec_normalize = model.get_vec_normalize_env()
+    if vec_normalize is not None:
+        vec_normalize.save(str(folder / "vec_normalize.pkl"))
+
+
+def pull(repo_id: str, folder: str | Path, revision: str | None = None, **hub_kwargs: Any) -> Path:
+    """
+    Download a model, check it, and put it into a folder of its own.
+
+    :param repo_id: ``"owner/name"``
+    :param folder: Where to; replaced if there is a saved model
+    :param revision: Branch, tag or commit
+    :param hub_kwargs: See ``huggingface_hub.snapshot_download``
+    :return: The folder
+    :raises PretrainedError: if it is no model of this package
+    """
+    downloaded = find_folder(repo_id, revision, **hub_kwargs)
+    # The whole check, so that what is on the disk loads
+    load(downloaded, device="cpu")
+
+    def write(target: Path) -> None:
+        for name in sorted(MODEL_FILES):
+            if (downloaded / name).exists():
+                shutil.copyfile(downloaded / name, target / name)
+
+    replace_folder(Path(folder), write, MODEL_FILES)
+    return Path(folder)
+
+
+def pull_for_zoo(repo_id: str, logs: str | Path, revision: str | None = None, **hub_kwargs: Any) -> Path:
+    """
+    Download a model into RL Zoo's log folder, for ``python -m rl_zoo3.enjoy``: what ``rl_zoo3.load_from_hub`` does, but from
+    the files that can't run code (the zip is made here), and for models without normalisation statistics, too.
+
+    :param repo_id: ``"owner/name"``, or a folder
+    :param logs: The zoo's log folder
+    :param revision: Branch, tag or commit
+    :param hub_kwargs: See ``huggingface_hub.snapshot_download``
+    :return: Folder of the new run, ``<logs>/<algo>/<env>_<number>``
+    :raises PretrainedError: if it is no model of this package, or of an environment without id
+    """
+    downloaded = find_folder(repo_id, revision, **hub_kwargs)
+    config = read_config(downloaded)
+    env_id = config["environment"]["id"]
+    # It becomes part of a path
+    if env_id is None or not re.fullmatch(r"[\w:.-]+(/[\w:.-]+)?", env_id) or env_id.count(":") > 1:
+        raise PretrainedError(f"The environment of {repo_id} has no id that RL Zoo could use: {env_id!r}.")
+    model = load(downloaded, device="cpu")
+    name = EnvironmentName(env_id)
+    algo_folder = Path(logs) / _zoo_name(config)
+    numbers = [path.name.removeprefix(f"{name}_") for path in algo_folder.glob(f"{name}_*")]
+    run = algo_folder / f"{name}_{max([int(number) for number in numbers if number.isdecimal()], default=0) + 1}"
+    (run / name).mkdir(parents=True)
+    write_zoo_files(model, config, run / name, run / f"{name}.zip")
+    return run

@@ -1,0 +1,345 @@
+"""Training that is resumed, in a new process or after a kill, is the training that was never interrupted, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import sb3_trmrl
+from sb3_trmrl import TrMRLPPO
+from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.envs import META_ENVS, make_trial_env
+from sb3_trmrl.envs.trial import TrialWrapper
+from sb3_trmrl.hub import MalformedFileError, PretrainedCheckpointCallback, latest_checkpoint
+from sb3_trmrl.hub.training_state import join_arrays, split_arrays
+from tests.families import Counter, cue_trials
+from tests.resume_cases import CASES
+
+SCRIPT = Path(__file__).parent / "resume_cases.py"
+#: Its learning rate follows the total, so that its halves are made by a kill
+SCHEDULED = "point_robot"
+KILLED = (SCHEDULED, "cheetah_batched")
+HALVES = [case for case in CASES if case != SCHEDULED]
+
+
+def run_cases(folder: Path, *cases: str, killed: bool = False) -> dict[str, Any]:
+    """
+    :param cases: ``<part>:<case>``
+    :return: What a process of its own prints about the trainings
+    """
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), *cases],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert process.returncode == (-9 if killed else 0), process.stderr
+    return {} if killed else json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Whole ones, and the rest of those that were saved half-way or killed, in a process that did not begin them."""
+    folder = tmp_path_factory.mktemp("trainings")
+    whole = run_cases(folder, *(f"whole:{case}" for case in CASES), *(f"first:{case}" for case in HALVES))
+    for case in KILLED:
+        run_cases(folder / "killed", f"killed:{case}", killed=True)
+        # 4 rollouts: killed in the third, two are saved, one is kept
+        assert list((folder / "killed" / case).glob("checkpoint_*")) == [latest_checkpoint(folder / "killed" / case)]
+        os.rename(folder / "killed" / case, folder / f"{case}-killed")
+    rest = [*(f"rest:{case}" for case in HALVES), *(f"rest:{case}-killed" for case in KILLED)]
+    return {**whole, **run_cases(folder, *rest)}
+
+
+def assert_equal(resumed: dict[str, Any], whole: dict[str, Any]) -> None:
+    n_rows = len(resumed["log"])
+    assert 0 < n_rows < len(whole["log"])
+    assert {**resumed, "log": None} == {**whole, "log": None}
+    # The log goes on with the same rows at the same steps, what the last update recorded included
+    for mine, theirs in zip(resumed["log"], whole["log"][-n_rows:], strict=True):
+        assert mine == theirs
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_a_new_process_goes_on_bit_for_bit(case: str, trainings: dict[str, Any]) -> None:
+    assert_equal(trainings[f"rest:{case}"], trainings[f"whole:{case}"])
+
+
+@pytest.mark.parametrize("case", KILLED)
+def test_after_kill_9_in_mid_rollout_the_last_checkpoint_goes_on_bit_for_bit(case: str, trainings: dict[str, Any]) -> None:
+    assert_equal(trainings[f"rest:{case}-killed"], trainings[f"whole:{case}"])
+
+
+def test_the_fingerprint_tells_trainings_apart(trainings: dict[str, Any]) -> None:
+    # A test of the test: nothing in it is a constant
+    for key in ("weights", "optimizers", "environments", "torch", "trials", "log"):
+        assert trainings["whole:two_phases"][key] != trainings["whole:episodes_separate_critic"][key]
+
+
+# -- States of environments --------------------------------------------------------------------------------------------
+
+
+def through_files(state: Any) -> Any:
+    """:return: A state as it comes back from JSON and safetensors."""
+    arrays: dict[str, np.ndarray] = {}
+    data = json.loads(json.dumps(split_arrays(state, arrays), allow_nan=False))
+    return join_arrays(data, {name: array.copy() for name, array in arrays.items()})
+
+
+@pytest.mark.parametrize("env_id", META_ENVS)
+@pytest.mark.parametrize("n_before", [0, 5, 17])
+def test_every_family_goes_on_from_its_state(env_id: str, n_before: int) -> None:
+    def step(env: TrialWrapper) -> list[Any]:
+        token, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        if terminated or truncated:
+            token = env.reset()[0]
+        return [token.tolist(), reward, terminated, truncated, json.dumps(info, default=float)]
+
+    env, other = (make_trial_env(env_id, episodes_per_trial=2, horizon=6) for _ in range(2))
+    env.reset(seed=1)
+    env.action_space.seed(2)
+    for _ in range(n_before):
+        step(env)
+    other.reset(seed=99)
+    state = env.get_trial_state()
+    assert state is not None
+    other.set_trial_state(through_files(state))
+    env.action_space.seed(3)
+    other.action_space.seed(3)
+    for _ in range(30):
+        assert step(env) == step(other)
+    assert env.sample_tasks(2, "test") == other.sample_tasks(2, "test")
+
+
+def test_a_list_of_tasks_goes_on_where_it_was() -> None:
+    tasks = [{"goal": [float(i), 0.0]} for i in range(3)]
+    env, other = (make_trial_env("PointRobot-v0", tasks=listed) for listed in (tasks, None))
+    for _ in range(2):
+        env.reset()
+    other.reset(seed=0)
+    other.set_trial_state(through_files(env.get_trial_state()))
+    assert other.get_task() == tasks[1]
+    other.reset()
+    assert other.get_task() == tasks[2]
+
+
+def test_a_state_of_another_environment_is_refused() -> None:
+    env = make_trial_env("PointRobot-v0")
+    env.reset(seed=0)
+    state = env.get_trial_state()
+    assert state is not None
+    for other in (make_trial_env("PointRobot-v0", split="test"), make_trial_env("SparsePointRobot-v0")):
+        with pytest.raises(ValueError, match="does not fit"):
+            other.set_trial_state(state)
+
+
+def small(env: Any, n_steps: int = 10, **kwargs: Any) -> TrMRLPPO:
+    encoder = dict(embed_dim=8, n_heads=2, n_layers=1)
+    policy_kwargs = dict(net_arch=[8], memory_encoder_kwargs=encoder)
+    settings: dict[str, Any] = dict(
+        n_steps=n_steps, batch_size=20, n_epochs=1, seed=3, device="cpu", policy_kwargs=policy_kwargs
+    )
+    return TrMRLPPO("TrMRLPolicy", env, **settings, **kwargs)
+
+
+def weights(model: MemoryPPO) -> list[th.Tensor]:
+    return [tensor.clone() for tensor in model.policy.state_dict().values()]
+
+
+def test_it_does_not_matter_which_vec_env_goes_on(tmp_path: Path) -> None:
+    def make(vec_env_cls: Any = None) -> Any:
+        return make_meta_vec_env("HalfCheetahDir-v0", 2, seed=0, env_kwargs=dict(horizon=7), vec_env_cls=vec_env_cls)
+
+    small(make()).learn(20).save_pretrained(tmp_path / "model")
+    ends = []
+    for vec_env_cls in (None, DummyVecEnv):
+        model = sb3_trmrl.load(tmp_path / "model", env=make(vec_env_cls), device="cpu")
+        ends.append(weights(model.learn(40, reset_num_timesteps=False)))
+    assert all(th.equal(one, two) for one, two in zip(*ends, strict=True))
+
+
+def test_saving_a_loaded_model_again_loses_nothing(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    small(env).learn(40).save_pretrained(tmp_path / "first")
+    sb3_trmrl.load(tmp_path / "first", device="cpu").save_pretrained(tmp_path / "again")
+    ends = [
+        weights(sb3_trmrl.load(tmp_path / name, device="cpu").learn(40, reset_num_timesteps=False))
+        for name in ("first", "again")
+    ]
+    assert all(th.equal(one, two) for one, two in zip(*ends, strict=True))
+
+
+def test_a_new_training_from_loaded_weights_starts_afresh(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    small(env).learn(40).save_pretrained(tmp_path / "model")
+    model = sb3_trmrl.load(tmp_path / "model", device="cpu")
+    assert model.num_timesteps == 40
+    model.learn(20)
+    assert model.num_timesteps == 20
+    # and once begun, nothing waits to be resumed
+    assert model.pending_training_state is None
+
+
+# -- Where trials can't go on ------------------------------------------------------------------------------------------
+
+
+def foreign(n_envs: int = 2) -> DummyVecEnv:
+    return DummyVecEnv([lambda: TrialWrapper(Counter(noise=1.0)) for _ in range(n_envs)])
+
+
+def wrapped() -> DummyVecEnv:
+    # OnlyTheAnswer counts steps, which nobody outside can know
+    return DummyVecEnv([cue_trials for _ in range(2)])
+
+
+@pytest.mark.parametrize("make", [foreign, wrapped])
+def test_foreign_environments_start_fresh_trials_and_say_so(make: Any, tmp_path: Path) -> None:
+    model = small(make())
+    model.learn(20)
+    model.save_pretrained(tmp_path / "model")
+    loaded = sb3_trmrl.load(tmp_path / "model", env=make(), device="cpu")
+    with pytest.warns(UserWarning, match="fresh trials.*is not known"):
+        loaded.learn(20, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 40
+    assert loaded._n_updates == 2
+
+
+def test_fresh_trials_are_not_those_of_the_start(tmp_path: Path) -> None:
+    model = small(foreign())
+    model.learn(20)
+    model.save_pretrained(tmp_path / "model")
+    loaded = sb3_trmrl.load(tmp_path / "model", env=foreign(), device="cpu")
+    with pytest.warns(UserWarning, match="fresh trials"):
+        loaded.learn(20, reset_num_timesteps=False)
+    assert loaded.trial_info_buffer is not None and model.trial_info_buffer is not None
+    seen = [json.dumps(trial["task"]) for trial in model.trial_info_buffer]
+    assert not set(seen) & {json.dumps(trial["task"]) for trial in list(loaded.trial_info_buffer)[len(seen) :]}
+
+
+def test_without_an_environment_that_can_be_made_learn_says_what_to_do(tmp_path: Path) -> None:
+    small(foreign()).learn(20).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="pass env to from_pretrained, or call set_env"):
+        sb3_trmrl.load(tmp_path / "model", device="cpu").learn(20, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(n_envs=3), "2 environment slots, this environment 3"),
+        (dict(env_kwargs=dict(horizon=7, split="test")), "'split': 'test'"),
+        (dict(env_kwargs=dict(horizon=8)), "'horizon': 8"),
+    ],
+)
+def test_another_environment_starts_fresh_trials_and_says_why(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = dict(n_envs=2, env_kwargs=dict(horizon=7), seed=0)
+    small(make_meta_vec_env("PointRobot-v0", **settings)).learn(40).save_pretrained(tmp_path / "model")
+    env = make_meta_vec_env("PointRobot-v0", **{**settings, **change})
+    model = sb3_trmrl.load(tmp_path / "model", env=env, device="cpu")
+    with pytest.warns(UserWarning, match=f"fresh trials.*{reason}"):
+        model.learn(30, reset_num_timesteps=False)
+
+
+class SaveInStep(BaseCallback):
+    """Saves where the environments are a step ahead of the model."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 3:
+            self.model.save_pretrained(self.folder)  # type: ignore[attr-defined]
+        return True
+
+
+def test_saved_in_the_middle_of_a_step_it_does_not_pretend(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    small(env).learn(20, callback=SaveInStep(tmp_path / "model"))
+    model = sb3_trmrl.load(tmp_path / "model", device="cpu")
+    with pytest.warns(UserWarning, match="in the middle of a step"):
+        model.learn(20, reset_num_timesteps=False)
+
+
+def test_training_stopped_by_a_callback_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    # In the middle of a rollout, the context of the next one is made of a part of it
+    def stop(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        return bool(locals_["self"].num_timesteps < 46)
+
+    model = small(make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7)))
+    model.learn(200, callback=stop)
+    assert model.rollout_buffer.pos == 3
+    model.save_pretrained(tmp_path / "model")
+    random_state = th.get_rng_state()
+    model.learn(40, reset_num_timesteps=False)
+    loaded = sb3_trmrl.load(tmp_path / "model", device="cpu")
+    assert not th.equal(th.get_rng_state(), random_state)
+    loaded.learn(40, reset_num_timesteps=False)
+    assert all(th.equal(one, two) for one, two in zip(weights(model), weights(loaded), strict=True))
+
+
+# -- Checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_keep_the_last_and_the_best(tmp_path: Path) -> None:
+    scores = iter([1.0, 3.0, None, 2.0, 3.0])
+    callback = PretrainedCheckpointCallback(20, tmp_path, keep_last=2, score=lambda model: next(scores))
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    small(env).learn(100, callback=callback)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best", "best.json", "checkpoint_100_steps", "checkpoint_80_steps"]
+    # By number, not by name
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint_100_steps"
+    assert sb3_trmrl.load(tmp_path / "best", device="cpu").num_timesteps == 40
+    assert json.loads((tmp_path / "best.json").read_text()) == {"score": 3.0, "num_timesteps": 40}
+
+    # A resumed training knows the best so far, and goes on with the next multiple
+    again = PretrainedCheckpointCallback(20, tmp_path, keep_last=2, score=lambda model: 2.5)
+    sb3_trmrl.load(tmp_path / "checkpoint_100_steps", device="cpu").learn(40, callback=again, reset_num_timesteps=False)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint_140_steps"
+    assert sb3_trmrl.load(tmp_path / "best", device="cpu").num_timesteps == 40
+
+
+def test_checkpoints_come_at_the_first_boundary_after_each_n_steps(tmp_path: Path) -> None:
+    callback = PretrainedCheckpointCallback(50, tmp_path, keep_last=9)
+    small(make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))).learn(120, callback=callback)
+    steps = sorted(int(path.name.split("_")[1]) for path in tmp_path.glob("checkpoint_*"))
+    assert steps == [60, 100]
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("arguments", [dict(save_freq=0), dict(save_freq=True), dict(save_freq=10, keep_last=0)])
+def test_bad_numbers_of_checkpoints_are_refused(arguments: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be an integer of at least 1"):
+        PretrainedCheckpointCallback(save_path=tmp_path, **arguments)
+
+
+def test_states_that_do_not_fit_are_malformed_files(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    small(env).learn(40).save_pretrained(tmp_path / "model")
+    for break_it in (
+        lambda state: state["rollout"]["slots"][0]["trial"].pop("returns"),
+        lambda state: state["rollout"]["slots"][0]["trial"]["meta_env"].update(task={"goal": "somewhere"}),
+        lambda state: state["rollout"]["slots"][1]["trial"].update(np_random={"bit_generator": "os.system"}),
+        lambda state: state["rollout"].update(last_obs=np.zeros((2, 5), np.float32)),
+        lambda state: state["rollout"]["context"].update(lengths=np.array([10**6, 3])),
+        lambda state: state["rng"]["python"].update(internal=[1, 2]),
+        lambda state: state["rng"].update(torch=np.zeros(3, np.uint8)),
+    ):
+        model = sb3_trmrl.load(tmp_path / "model", device="cpu")
+        assert model.pending_training_state is not None
+        break_it(model.pending_training_state)
+        with pytest.raises(MalformedFileError, match="does not fit"):
+            model.learn(20, reset_num_timesteps=False)

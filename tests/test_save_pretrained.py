@@ -1,0 +1,481 @@
+"""Models as data: what is saved comes back, what is code is refused, a kill never leaves a folder that loads wrong."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+from torch import nn
+
+import sb3_trmrl
+from sb3_trmrl import RL2PPO, TrMRLPolicy, TrMRLPPO
+from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.envs.trial import TokenSpace
+from sb3_trmrl.hub import (
+    NotDescribableError,
+    PretrainedError,
+    UnknownNameError,
+    register_algorithm,
+)
+from sb3_trmrl.hub.description import decode_schedule, decode_space, decode_value, encode_schedule, encode_space, encode_value
+from sb3_trmrl.hub.registry import ALGORITHMS
+from tests.families import ACTION_SPACES, ENCODERS, counter_vec_env
+
+KEPT = Path(__file__).parent / "data" / "pretrained_v1"
+SMALL: dict[str, Any] = dict(embed_dim=8, n_heads=2, n_layers=1)
+
+
+def small(env: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> TrMRLPPO:
+    env = env if env is not None else make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=5))
+    policy_kwargs = {"net_arch": [8], "memory_encoder_kwargs": SMALL, **(policy_kwargs or {})}
+    settings: dict[str, Any] = {"n_steps": 10, "batch_size": 20, "n_epochs": 1, "seed": 3, "device": "cpu", **kwargs}
+    return TrMRLPPO("TrMRLPolicy", env, policy_kwargs=policy_kwargs, **settings)
+
+
+def acts_alike(one: MemoryPPO, two: MemoryPPO, n_steps: int = 12) -> bool:
+    """:return: Whether two models act the same over a few steps of random observations, values included."""
+    one.observation_space.seed(0)
+    states: list[Any] = [None, None]
+    for step in range(n_steps):
+        drawn = [one.observation_space.sample() for _ in range(3)]
+        obs: Any = (
+            {key: np.stack([part[key] for part in drawn]) for key in drawn[0]}
+            if isinstance(drawn[0], dict)
+            else np.stack(drawn)
+        )
+        starts = np.array([step == 0, step == 5, False])
+        actions = []
+        for index, model in enumerate((one, two)):
+            action, states[index] = model.predict(obs, states[index], starts, deterministic=True)
+            actions.append(action)
+        if not np.array_equal(actions[0], actions[1]) or not all(map(np.array_equal, *states)):
+            return False
+    return True
+
+
+# -- What is saved comes back ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_memory_acts_the_same_when_loaded(encoder: str, tmp_path: Path) -> None:
+    name, kwargs = ENCODERS[encoder]
+    model = small(counter_vec_env(2), dict(memory_encoder=name, memory_encoder_kwargs=kwargs))
+    model.learn(20)
+    loaded = TrMRLPPO.from_pretrained(model.save_pretrained(tmp_path / "model"), device="cpu")
+    assert loaded.policy.state_dict().keys() == model.policy.state_dict().keys()
+    assert all(th.equal(value, loaded.policy.state_dict()[key]) for key, value in model.policy.state_dict().items())
+    assert acts_alike(model, loaded)
+    # A test of the test: other weights act differently
+    assert not acts_alike(model, small(counter_vec_env(2), dict(memory_encoder=name, memory_encoder_kwargs=kwargs), seed=5))
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+@pytest.mark.parametrize("image", [False, True])
+def test_every_kind_of_space_comes_back(action_space: str, image: bool, tmp_path: Path) -> None:
+    model = small(counter_vec_env(2, action_space=action_space, image=image))
+    loaded = sb3_trmrl.load(model.save_pretrained(tmp_path / "model"), device="cpu")
+    assert loaded.observation_space == model.observation_space
+    assert type(loaded.observation_space) is type(model.observation_space)
+    assert loaded.action_space == model.action_space
+    assert acts_alike(model, loaded, n_steps=3)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (2, 3)),
+        spaces.Box(np.array([-np.inf, 0.1]), np.array([np.inf, 0.3]), dtype=np.float64),
+        spaces.Box(0, 255, (8, 8, 3), np.uint8),
+        spaces.Discrete(3, start=-1),
+        spaces.MultiDiscrete([2, 5], start=[1, 0]),
+        spaces.MultiBinary(4),
+        spaces.MultiBinary([2, 3]),
+        spaces.Dict({"b": spaces.Discrete(2), "a": spaces.Box(0, 1, (1,))}),
+        TokenSpace(spaces.Box(-np.inf, np.inf, (3,)), spaces.Discrete(2)),
+    ],
+    ids=str,
+)
+def test_spaces_are_data(space: spaces.Space[Any]) -> None:
+    data = json.loads(json.dumps(encode_space(space), allow_nan=False))
+    decoded = decode_space(data)
+    assert decoded == space and type(decoded) is type(space)
+    if isinstance(space, spaces.Dict):
+        assert isinstance(decoded, spaces.Dict) and list(decoded.spaces) == list(space.spaces)
+
+
+def test_other_spaces_are_refused() -> None:
+    with pytest.raises(NotDescribableError, match="only Box"):
+        encode_space(spaces.Text(3))
+
+
+def test_values_are_data() -> None:
+    value = {
+        "a": [1, 2.5, None, True, "x"],
+        "b": (1, (2.0,)),
+        "c": {"d": float("inf")},
+        "e": np.float32(0.1),
+        "f": np.arange(2),
+    }
+    decoded = decode_value(json.loads(json.dumps(encode_value(value, "value"), allow_nan=False)))
+    assert decoded == {**value, "e": float(np.float32(0.1)), "f": [0, 1]}
+    with pytest.raises(NotDescribableError, match="value"):
+        encode_value({"a": object()}, "value")
+
+
+def test_schedules_are_data() -> None:
+    for schedule in (3e-4, ConstantSchedule(0.1), LinearSchedule(1.0, 0.2, 0.5)):
+        decoded = decode_schedule(json.loads(json.dumps(encode_schedule(schedule, "learning_rate"))), "learning_rate")
+        for progress in (1.0, 0.7, 0.3, 0.0):
+            expected = schedule(progress) if callable(schedule) else schedule
+            assert (decoded(progress) if callable(decoded) else decoded) == expected
+
+
+def test_hyperparameters_come_back(tmp_path: Path) -> None:
+    given: dict[str, Any] = dict(
+        learning_rate=LinearSchedule(1e-3, 1e-4, 0.8),
+        n_steps=10,
+        batch_size=20,
+        n_epochs=3,
+        gamma=0.9,
+        gae_lambda=0.8,
+        clip_range=0.1,
+        normalize_advantage=False,
+        ent_coef=0.01,
+        max_grad_norm=float("inf"),
+        target_kl=0.1,
+        stats_window_size=7,
+        seed=5,
+        bootstrap_trial_end=False,
+        two_phase_update=dict(value_learning_rate=1e-3, policy_decay=dict(start=1, end=3, factor=0.5)),
+    )
+    policy_kwargs: dict[str, Any] = dict(
+        net_arch=dict(pi=[8], vf=[6, 4]),
+        activation_fn=nn.ReLU,
+        optimizer_class=th.optim.AdamW,
+        optimizer_kwargs=dict(betas=(0.8, 0.9)),
+        memory_encoder=type(small().policy.actor_memory),
+        memory_encoder_kwargs=SMALL,
+        critic="separate",
+        value_log_std_init=0.5,
+    )
+    env = make_meta_vec_env("PointRobot-v0", 2, env_kwargs=dict(horizon=5))
+    model = TrMRLPPO("TrMRLPolicy", env, policy_kwargs=policy_kwargs, device="cpu", **given)
+    loaded = TrMRLPPO.from_pretrained(model.save_pretrained(tmp_path / "model"), device="cpu")
+    for name in given:
+        if name in ("learning_rate", "clip_range", "stats_window_size"):
+            continue
+        assert getattr(loaded, name) == getattr(model, name), name
+    assert [loaded.lr_schedule(p) for p in (1.0, 0.5, 0.0)] == [model.lr_schedule(p) for p in (1.0, 0.5, 0.0)]
+    assert loaded.clip_range(0.5) == 0.1  # type: ignore[operator]
+    assert loaded._stats_window_size == 7
+    # The class came back by its name
+    assert loaded.policy_kwargs == {**policy_kwargs, "memory_encoder": "tfixup"}
+    assert type(loaded.policy.optimizer) is th.optim.AdamW
+    assert loaded.policy.optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_config_tells_where_it_comes_from(tmp_path: Path) -> None:
+    config = json.loads((small().save_pretrained(tmp_path / "model") / "config.json").read_text())
+    assert config["environment"] == {"id": "PointRobot-v0", "kwargs": {"horizon": 5}, "n_envs": 2}
+    assert config["normalization"] == {"policy": True, "vec_normalize": False}
+    assert set(config["versions"]) >= {"sb3_trmrl", "stable_baselines3", "torch", "mujoco"}
+    assert config["files"].keys() == {"model.safetensors", "optimizer.safetensors", "training.json", "training.safetensors"}
+
+
+def test_without_training_state(tmp_path: Path) -> None:
+    folder = small().save_pretrained(tmp_path / "model", training_state=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    ends = []
+    for _ in range(2):
+        model = sb3_trmrl.load(folder, device="cpu")
+        model.learn(20, reset_num_timesteps=False)
+        assert model.num_timesteps == 20
+        ends.append(model.policy.state_dict())
+    # Nothing to resume, but the seed holds
+    assert all(th.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_files_can_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_text("")
+    modes = {path.stat().st_mode for path in small().save_pretrained(tmp_path / "model").iterdir()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
+
+
+def test_load_picks_the_class(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, env_kwargs=dict(horizon=5))
+    model = RL2PPO("RL2Policy", env, n_steps=10, batch_size=20, policy_kwargs=dict(memory_encoder_kwargs=dict(hidden_size=4)))
+    folder = model.save_pretrained(tmp_path / "rl2")
+    assert type(sb3_trmrl.load(folder)) is RL2PPO
+    assert type(RL2PPO.from_pretrained(folder)) is RL2PPO
+    with pytest.raises(PretrainedError, match=r"holds a RL2PPO: load it with RL2PPO\.from_pretrained"):
+        TrMRLPPO.from_pretrained(folder)
+
+
+def test_loading_leaves_random_numbers_alone(tmp_path: Path) -> None:
+    folder = small().save_pretrained(tmp_path / "model")
+
+    def states() -> list[Any]:
+        legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 (the generator that SB3 seeds)
+        return [random.getstate(), legacy["state"]["key"].tolist(), legacy["state"]["pos"], th.get_rng_state().tolist()]
+
+    before = states()
+    sb3_trmrl.load(folder, device="cpu")
+    assert states() == before
+
+
+def test_sb3_zip_still_works_for_a_loaded_model(tmp_path: Path) -> None:
+    model = small()
+    model.learn(20)
+    loaded = sb3_trmrl.load(model.save_pretrained(tmp_path / "model"), device="cpu")
+    loaded.save(tmp_path / "model.zip")
+    again = TrMRLPPO.load(tmp_path / "model.zip", device="cpu")
+    assert acts_alike(model, again)
+    assert again.num_timesteps == 20
+
+
+def test_an_environment_can_be_given_as_in_sb3(tmp_path: Path) -> None:
+    folder = small().save_pretrained(tmp_path / "model")
+    model = TrMRLPPO.from_pretrained(folder, env="PointRobot-v0", device="cpu")
+    assert model.n_envs == 1
+    with pytest.raises(PretrainedError, match="does not fit"):
+        TrMRLPPO.from_pretrained(folder, env="MetaBandit-v0")
+
+
+def test_images_of_a_plain_environment(tmp_path: Path) -> None:
+    class Camera(gym.Env[np.ndarray, np.int64]):
+        observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+        action_space = spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+            return np.zeros((36, 36, 3), np.uint8), {}
+
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            return np.zeros((36, 36, 3), np.uint8), 0.0, False, False, {}
+
+    model = small(VecTransposeImage(DummyVecEnv([Camera])))
+    loaded = sb3_trmrl.load(model.save_pretrained(tmp_path / "model"), device="cpu")
+    assert acts_alike(model, loaded, n_steps=2)
+
+
+# -- What is code is refused -------------------------------------------------------------------------------------------
+
+
+class Homemade(nn.ReLU):
+    """An activation function in no registry."""
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(learning_rate=lambda progress: 1e-3 * progress), "learning_rate=.*function.*LinearSchedule"),
+        (dict(clip_range=lambda progress: 0.1), "clip_range=.*function"),
+        (dict(policy_kwargs=dict(activation_fn=Homemade)), r"policy_kwargs\['activation_fn'\]=.*only \["),
+    ],
+)
+def test_code_is_refused_when_it_is_saved(kwargs: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = small(**kwargs)
+    with pytest.raises(NotDescribableError, match=message):
+        model.save_pretrained(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+class OwnPolicy(TrMRLPolicy):
+    """A policy of a user."""
+
+
+class OwnPPO(TrMRLPPO):
+    """An algorithm of a user, with an argument of its own."""
+
+    policy_aliases = {"OwnPolicy": OwnPolicy}
+
+    def __init__(self, *args: Any, bonus: float = 0.0, **kwargs: Any):
+        self.bonus = bonus
+        super().__init__(*args, **kwargs)
+
+
+def test_an_algorithm_of_a_user_is_registered_first(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, env_kwargs=dict(horizon=5))
+    kwargs: dict[str, Any] = dict(n_steps=10, batch_size=20, policy_kwargs=dict(memory_encoder_kwargs=SMALL))
+    model = OwnPPO("OwnPolicy", env, bonus=0.5, **kwargs)
+    with pytest.raises(NotDescribableError, match="register_algorithm"):
+        model.save_pretrained(tmp_path / "model")
+    register_algorithm(OwnPPO)
+    try:
+        loaded = sb3_trmrl.load(model.save_pretrained(tmp_path / "model"))
+        assert type(loaded) is OwnPPO and type(loaded.policy) is OwnPolicy
+        assert (loaded.bonus, loaded.n_steps) == (0.5, 10)
+    finally:
+        del ALGORITHMS["OwnPPO"]
+    with pytest.raises(UnknownNameError, match=r"algorithm must be one of.*register_algorithm"):
+        sb3_trmrl.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="subclass of MemoryPPO"):
+        register_algorithm(dict)  # type: ignore[arg-type]
+
+
+def test_other_files_in_the_folder_are_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(PretrainedError, match=r"holds files that are not of a saved model, \['thesis.tex'\]"):
+        small().save_pretrained(tmp_path)
+    with pytest.raises(PretrainedError, match="is a file"):
+        small().save_pretrained(tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# -- A kill never leaves a folder that loads wrong -----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_any_step_the_old_or_the_new_model_loads(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    first, second = small(), small()
+    first.num_timesteps, second.num_timesteps = 1, 2
+    with th.no_grad():
+        second.policy.action_net.bias.add_(1.0)
+    found = []
+    for survived in range(1000):
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path)
+        first.save_pretrained(folder)
+        child = os.fork()
+        if child == 0:
+            left = survived
+
+            def kill(event: str, arguments: tuple[Any, ...]) -> None:
+                nonlocal left
+                if event.startswith(("os.", "open", "shutil.")) and event != "os.kill":
+                    left -= 1
+                    if left < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(kill)
+            try:
+                second.save_pretrained(folder)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        loaded = sb3_trmrl.load(folder, device="cpu")
+        expected = {1: first, 2: second}[loaded.num_timesteps]
+        assert th.equal(loaded.policy.action_net.bias, expected.policy.action_net.bias)
+        found.append(loaded.num_timesteps)
+        # And what is left behind does not disturb the next one
+        if survived % 5 == 0:
+            second.save_pretrained(folder)
+            assert sb3_trmrl.load(folder, device="cpu").num_timesteps == 2
+            assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        if os.WIFEXITED(status):
+            break
+    # Old ones first, then new ones, and a good number of each
+    assert found == sorted(found) and found.count(1) > 10 and found.count(2) > 3
+
+
+def test_killed_between_the_two_renames_the_new_one_loads(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path / "model")
+    os.rename(tmp_path / "model", tmp_path / ".model.old")
+    assert sb3_trmrl.load(tmp_path / "model", device="cpu").num_timesteps == 0
+    model = small()
+    model.num_timesteps = 7
+    model.save_pretrained(tmp_path / "elsewhere")
+    os.rename(tmp_path / "elsewhere", tmp_path / ".model.new")
+    assert sb3_trmrl.load(tmp_path / "model", device="cpu").num_timesteps == 7
+
+
+# -- The folder that is kept ---------------------------------------------------------------------------------------------
+
+
+def test_the_kept_folder_of_format_1_loads_acts_and_resumes() -> None:
+    """Written once by ``tests/data/write_pretrained_v1.py``; it must load in every later version."""
+    model = TrMRLPPO.from_pretrained(KEPT, device="cpu")
+    known = json.loads((KEPT.parent / "pretrained_v1_acts.json").read_text())
+    state, actions = None, []
+    for token in known["tokens"]:
+        action, state = model.predict(np.array(token, np.float32), state, deterministic=True)
+        actions.append(action.tolist())
+    # Another processor or version of torch may round differently
+    np.testing.assert_allclose(actions, known["actions"], atol=1e-5)
+    assert model.num_timesteps == known["num_timesteps"]
+    model.learn(60, reset_num_timesteps=False)
+    assert model.num_timesteps == known["num_timesteps"] + 60
+
+
+# -- No code -------------------------------------------------------------------------------------------------------------
+
+AUDITED = """
+import json, sys
+evil, kept, *folders = sys.argv[1:]
+import sb3_trmrl, torch, pickle, numpy
+from sb3_trmrl.hub import PretrainedError
+from tests.audit import watch
+# What torch and numpy import on first use is not the files' doing
+sb3_trmrl.load(kept, device="cpu").learn(60, reset_num_timesteps=False)
+sys.path.insert(0, evil)
+modules, events = set(sys.modules), watch()
+def never(*arguments, **keywords):
+    raise AssertionError("pickle was called")
+for module, names in ((pickle, ("load", "loads", "Unpickler", "_Unpickler")), (torch, ("load",)), (numpy, ("load",))):
+    for name in names:
+        setattr(module, name, never)
+results = []
+for folder in folders:
+    del events[:]
+    try:
+        model = sb3_trmrl.load(folder, device="cpu")
+        model.learn(60, reset_num_timesteps=False)
+        model.predict(model.observation_space.sample())
+        result = "loaded"
+    except PretrainedError as error:
+        result = type(error).__name__
+    results.append([result, sorted(set(sys.modules) - modules), list(events)])
+print(json.dumps(results))
+"""
+
+
+def name_a_module(key: str, folder: Path) -> Path:
+    """:return: A folder whose ``config.json`` names the module ``evil``, as an algorithm, an environment, ..."""
+    shutil.copytree(KEPT, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if key == "environment":
+        config["environment"]["id"] = "evil:Evil"
+    elif key == "space":
+        config["observation_space"]["type"] = "evil.Evil"
+    elif key in ("algorithm", "policy"):
+        config[key] = "evil.Evil"
+    else:
+        config["hyperparameters"]["policy_kwargs"][key] = "evil.Evil"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_loading_and_resuming_imports_writes_and_unpickles_nothing(tmp_path: Path) -> None:
+    # Whoever imported it would leave a file
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w').close()\nclass Evil: ...\n")
+    keys = ["algorithm", "policy", "activation_fn", "memory_encoder", "features_extractor_class", "environment", "space"]
+    folders = [KEPT, *(name_a_module(key, tmp_path / key) for key in keys)]
+    process = subprocess.run(
+        [sys.executable, "-c", AUDITED, str(tmp_path), str(KEPT), *map(str, folders)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout.splitlines()[-1])
+    assert [result for result, _, _ in results] == [
+        "loaded",
+        # An environment is made by learn, and it must be one of the package
+        *("PretrainedError" if key == "environment" else "UnknownNameError" for key in keys),
+    ]
+    assert all(modules == [] and events == [] for _, modules, events in results), results
+    assert not (tmp_path / "pwned").exists()
