@@ -74,12 +74,13 @@ setup(
     # `sb3_trmrl.hyperparams_dir()` finds them in the wheel as well as in an editable install.
     packages=[*find_packages(include=["sb3_trmrl", "sb3_trmrl.*"]), "sb3_trmrl.hyperparams"],
     package_dir={"sb3_trmrl.hyperparams": "hyperparams"},
-    package_data={"sb3_trmrl": ["py.typed", "version.txt"], "sb3_trmrl.hyperparams": ["*.yml"]},
+    package_data={"sb3_trmrl": ["py.typed", "version.txt", "references/*.json"], "sb3_trmrl.hyperparams": ["*.yml"]},
     include_package_data=False,
     # The start-up files for RL Zoo: why, and why outside the package, see sb3_trmrl_zoo_hook.py
     data_files=[("", [str(START_UP / f"sb3_trmrl_zoo_hook.{suffix}") for suffix in ("pth", "py")])],
     distclass=DistributionWithData,
     cmdclass={"install_data": InstallBesidePackage},
+    entry_points={"console_scripts": ["sb3-trmrl=sb3_trmrl.cli:main"]},
     zip_safe=False,
     # constraints.txt holds the versions that the tests ran with.
     install_requires=[
@@ -94,7 +95,7 @@ setup(
         "safetensors>=0.5,<1",
         "huggingface_hub>=2.0,<3",
         "requests>=2.31,<3",  # imported by rl_zoo3, which got it from huggingface_hub 1.x
-        # rl_zoo3 imports them for `-optimize`, `--tensorboard-log` and its plots, and depends on none of them (its extra `plots`
+        # rl_zoo3 imports them for `-optimize`, `--tensorboard-log` and its plots and depends on none of them (its extra plots
         # brings the archived rliable); its plots fail with pandas 3
         "matplotlib>=3.8,<4",
         "pandas>=2.2,<3",

@@ -30,6 +30,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trmrl import RL2PPO, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.statistics import bootstrap_interval, interquartile_mean
 from sb3_trmrl.envs import TokenSpace
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -188,26 +189,6 @@ def mean_returns(run: dict[str, Any]) -> float:
     return float(np.mean([np.mean(returns) for _, returns in run["curve"]]))
 
 
-def interval(values: list[float], seed: int = 0) -> tuple[float, float, float]:
-    """
-    Interquartile mean over seeds with its 95 % percentile bootstrap interval (Agarwal et al. 2021, arXiv 2108.13264). With
-    three seeds nothing is cut off: the interquartile mean is the mean, and the interval is the range of the seeds.
-
-    :param values: One number per seed.
-    :param seed: Seed of the resampling.
-    :return: Interquartile mean, lower and upper bound.
-    """
-    scores = np.sort(np.asarray(values))
-
-    def interquartile_mean(sorted_scores: np.ndarray) -> np.ndarray:
-        cut = sorted_scores.shape[-1] // 4
-        return sorted_scores[..., cut : sorted_scores.shape[-1] - cut].mean(axis=-1)
-
-    resampled = np.sort(np.random.default_rng(seed).choice(scores, size=(10_000, len(scores))), axis=-1)
-    lower, upper = np.quantile(interquartile_mean(resampled), [0.025, 0.975])
-    return float(interquartile_mean(scores)), float(lower), float(upper)
-
-
 def print_table(runs: list[dict[str, Any]], title: str, labels: dict[str, str]) -> None:
     """
     :param runs: Results of ``train`` on one family.
@@ -229,7 +210,9 @@ def print_table(runs: list[dict[str, Any]], title: str, labels: dict[str, str]) 
             [float(curve[0]) for curve in test],
             [float(curve[-1]) for curve in test],
         ):
-            middle, lower, upper = interval(values)
+            # With three seeds nothing is cut off: the interquartile mean is the mean, the interval about the seeds' range
+            scores = np.array(values)[:, None]
+            middle, (lower, upper) = float(interquartile_mean(scores)), map(float, bootstrap_interval(scores))
             digits = 0 if abs(upper) > 50 else 2
             cells.append(f"{middle:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]")
         minutes = np.mean([run["seconds"] for run in chosen]) / 60

@@ -6,13 +6,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_trmrl import AdaptationResult, evaluate_adaptation
+from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.common.env_util import make_meta_vec_env
-from sb3_trmrl.common.evaluation import adaptation_table
+from sb3_trmrl.common.evaluation import adaptation_table, stack_runs
+from sb3_trmrl.common.meta_learning_agent import PROTOCOL, AdaptingAgent, Timestep
+from sb3_trmrl.common.references import RandomAgent
+from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.plots import plot_adaptation_curve
-from tests.families import Counter
+from tests.families import Counter, cue_trials
 
 
 def counter_trials(render_mode: str | None = None, **trial_kwargs: Any) -> TrialWrapper:
@@ -140,9 +147,307 @@ def test_picture_is_written_and_shows_the_curve(tmp_path: Path, ending):
         from matplotlib.image import imread
 
         image = imread(path)
-        blue = (np.abs(image[..., :3] - np.array([0x1F, 0x77, 0xB4]) / 255) < 0.02).all(axis=-1)
+        blue = (np.abs(image[..., :3] - np.array([0x00, 0x72, 0xB2]) / 255) < 0.02).all(axis=-1)
         # The line rises: among its pixels those further right are higher up
         rows, columns = np.nonzero(blue)
         assert blue.sum() > 500 and np.corrcoef(rows, columns)[0, 1] < -0.8
     else:
         assert path.read_text().lstrip().startswith("<?xml")
+
+
+# ---- every kind of agent -----------------------------------------------------------------------------------------------
+
+
+def by_hand(model: Any, env_id: str, tasks: list[Task], n_episodes: int, seed: int, **env_kwargs: Any) -> np.ndarray:
+    """Each task alone, in a plain gymnasium loop, started as the evaluation starts it."""
+    slot_seed = int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31)
+    returns = []
+    for index, task in enumerate(tasks):
+        env = gym.make(env_id, episodes_per_trial=n_episodes, **env_kwargs)
+        token, _ = env.reset(seed=slot_seed + index, options={"task": task})
+        state, start, over = None, np.ones(1, dtype=bool), False
+        while not over:
+            action, state = model.predict(token[None], state=state, episode_start=start, deterministic=True)
+            token, _, terminated, truncated, info = env.step(action[0])
+            start, over = np.zeros(1, dtype=bool), terminated or truncated
+        returns.append(info["trial"]["returns"])
+    return np.array(returns)
+
+
+def make_model(kind: str, env_id: str) -> Any:
+    small = dict(embed_dim=8, n_heads=2, n_layers=1)
+    if kind == "trmrl":
+        model: Any = TrMRLPPO("TrMRLPolicy", env_id, seed=1, device="cpu", policy_kwargs=dict(memory_encoder_kwargs=small))
+    elif kind == "rl2":
+        model = RL2PPO(
+            "RL2Policy", env_id, seed=1, device="cpu", policy_kwargs=dict(memory_encoder_kwargs=dict(hidden_size=8))
+        )
+    elif kind == "ppo":
+        model = PPO("MlpPolicy", env_id, seed=1, device="cpu")
+    else:
+        model = RecurrentPPO("MlpLstmPolicy", env_id, seed=1, device="cpu", policy_kwargs=dict(lstm_hidden_size=8))
+    with th.no_grad():  # an untrained policy does nearly the same whatever it sees
+        model.policy.action_net.weight.mul_(200.0)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["trmrl", "rl2", "ppo", "ppo_lstm"])
+def test_side_by_side_is_one_after_the_other(kind):
+    # The model was made for trials of 2 episodes, the evaluation has 3
+    model = make_model(kind, "PointRobot-v0")
+    result = evaluate_adaptation(model, "PointRobot-v0", n_tasks=4, n_episodes=3, seed=5, env_kwargs=dict(horizon=6))
+    expected = by_hand(model, "PointRobot-v0", result.tasks, 3, seed=5, horizon=6)
+    np.testing.assert_allclose(result.returns, expected, atol=1e-3)
+    # The comparison can fail: the tasks differ
+    assert np.abs(result.returns - expected[::-1]).max() > 0.1
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3])
+def test_number_of_slots_changes_nothing(n_envs):
+    all_at_once, fewer = (
+        evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=5, n_episodes=2, seed=3, n_envs=n) for n in (None, n_envs)
+    )
+    assert all_at_once.tasks == fewer.tasks
+    np.testing.assert_array_equal(all_at_once.returns, fewer.returns)
+
+
+def test_environments_that_are_made_already():
+    def make() -> TrialWrapper:
+        return gym.make("PointRobot-v0", episodes_per_trial=2).unwrapped  # type: ignore[return-value]
+
+    expected = evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=5, n_episodes=2, split="ood", seed=3)
+    single, vec_env = make(), DummyVecEnv([make] * 2)
+    for env in (single, vec_env):
+        result = evaluate_adaptation(DoNothing(), env, n_tasks=5, n_episodes=2, split="ood", seed=3)
+        assert result.tasks == expected.tasks
+        np.testing.assert_array_equal(result.returns, expected.returns)
+    # Nothing of the evaluation stays: the next trials have tasks of the environment's own split
+    vec_env.reset()
+    single.reset(seed=0)
+    for task in (single.get_task(), *vec_env.env_method("get_task")):
+        assert max(map(abs, task["goal"])) < 1.0
+    with pytest.raises(ValueError, match=r"env_id plays trials of 2 episodes, n_episodes is 6: pass n_episodes=2"):
+        evaluate_adaptation(DoNothing(), single)
+    with pytest.raises(ValueError, match=r"env_kwargs=.*env_id is one already"):
+        evaluate_adaptation(DoNothing(), single, n_episodes=2, env_kwargs=dict(horizon=3))
+    with pytest.raises(ValueError, match="must be a trial environment"):
+        evaluate_adaptation(DoNothing(), gym.make("CartPole-v1"))
+
+
+def test_normalised_environment_is_what_the_agent_sees():
+    # Behind VecNormalize an agent is evaluated as it was trained
+    vec_env = VecNormalize(
+        DummyVecEnv([lambda: gym.make("PointRobot-v0", episodes_per_trial=1)]),
+        norm_obs=False,
+        norm_reward=True,
+        training=False,
+    )
+    result = evaluate_adaptation(DoNothing(), vec_env, n_tasks=2, n_episodes=1)
+    expected = evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=2, n_episodes=1)
+    np.testing.assert_array_equal(result.returns, expected.returns)  # rewards as they are
+
+
+def test_a_function_is_an_agent():
+    tasks = [{"goal": [0.5, 0.5]}, {"goal": [-1.0, 0.0]}]
+    result = evaluate_adaptation(lambda tokens: np.zeros((len(tokens), 2)), "PointRobot-v0", n_episodes=2, tasks=tasks)
+    expected = evaluate_adaptation(DoNothing(), "PointRobot-v0", n_episodes=2, tasks=tasks)
+    np.testing.assert_array_equal(result.returns, expected.returns)
+
+
+# ---- Meta-World's protocol -----------------------------------------------------------------------------------------------
+
+
+class BestArm:
+    """Tries arm 0, 1, 2, ... in the episodes of adaptation, then pulls the best; tells what was asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.paid = np.zeros((0, 5))
+        self.masks: list[np.ndarray] = []
+
+    def init(self) -> None:
+        self.calls.append("init")
+        self.steps = 0
+
+    def adapt_action(self, observations: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        if len(self.paid) == 0:
+            self.paid = np.zeros((len(observations), 5))
+        return np.full(len(observations), self.steps // 10), {"step": np.array(self.steps)}
+
+    def step(self, timestep: Any) -> None:
+        assert timestep.aux_policy_outputs["step"] == self.steps
+        assert timestep.observation.shape == (len(self.paid), 8) and not timestep.terminated.any()
+        assert timestep.truncated.all() == (self.steps % 10 == 9)
+        self.paid[np.arange(len(self.paid)), timestep.action] += timestep.reward
+        self.steps += 1
+
+    def adapt(self) -> None:
+        self.calls.append("adapt")
+        self.best = self.paid.argmax(axis=1)
+
+    def eval_action(self, observations: np.ndarray) -> np.ndarray:
+        return self.best
+
+    def reset(self, env_mask: np.ndarray) -> None:
+        self.masks.append(env_mask)
+
+
+def test_meta_learning_agent_explores_adapts_and_is_evaluated():
+    tasks = [{"probabilities": np.eye(5)[arm].tolist()} for arm in (0, 2)]
+    agent = BestArm()
+    result = evaluate_adaptation(agent, "MetaBandit-v0", n_episodes=4, tasks=tasks)
+    np.testing.assert_array_equal(result.returns, [[10, 0, 0, 10], [0, 0, 10, 10]])
+    np.testing.assert_array_equal(result.lengths, np.full((2, 4), 10))
+    assert agent.calls == ["init", "adapt"]
+    # At the start of evaluation and at the end of its episode
+    assert [mask.tolist() for mask in agent.masks] == [[True, True], [True, True]]
+
+
+def test_numbers_of_adaptations_and_their_episodes():
+    agent = BestArm()
+    tasks = [{"probabilities": np.eye(5)[1].tolist()}]
+    result = evaluate_adaptation(AdaptingAgent(agent, 2, 1), "MetaBandit-v0", n_episodes=5, tasks=tasks)
+    np.testing.assert_array_equal(result.returns, [[0, 10, 10, 10, 10]])
+    assert agent.calls == ["init", "adapt", "adapt"] and len(agent.masks) == 4
+    with pytest.raises(ValueError, match=r"more than the 6 episodes of adaptation \(2 x 3\).*got 6"):
+        evaluate_adaptation(AdaptingAgent(agent, 2, 3), "MetaBandit-v0", n_episodes=6)
+    with pytest.raises(ValueError, match="adaptation_steps must be an integer >= 1, got 0"):
+        AdaptingAgent(agent, 0)
+    with pytest.raises(ValueError, match="MetaLearningAgent needs the id"):
+        evaluate_adaptation(agent, gym.make("MetaBandit-v0", episodes_per_trial=6), n_tasks=2)
+
+
+def test_protocol_is_that_of_metaworld():
+    evaluation = pytest.importorskip("metaworld.evaluation")
+    assert Timestep._fields == evaluation.Timestep._fields
+    theirs = {name for protocol in (evaluation.Agent, evaluation.MetaLearningAgent) for name in vars(protocol)}
+    assert set(PROTOCOL) == {name for name in theirs if not name.startswith("_")}
+
+
+class CountSteps(BestArm):
+    """Acts in :class:`Counter`, whose episodes have unequal lengths."""
+
+    def adapt_action(self, observations: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return np.zeros((len(observations), 2), np.float32), {}
+
+    def step(self, timestep: Any) -> None:
+        self.steps += 1
+
+    def adapt(self) -> None:
+        self.calls.append(f"adapt after {self.steps}")
+
+    def eval_action(self, observations: np.ndarray) -> np.ndarray:
+        return np.zeros((len(observations), 2), np.float32)
+
+
+def test_meta_learning_agent_with_unequal_lengths():
+    tasks = [{"reward": 1.0, "length": 2.0}, {"reward": 2.0, "length": 4.0}]
+    agent = CountSteps()
+    result = evaluate_adaptation(agent, counter_trials, n_episodes=3, tasks=tasks)
+    np.testing.assert_array_equal(result.returns, [[2] * 3, [8] * 3])
+    np.testing.assert_array_equal(result.lengths, [[2] * 3, [4] * 3])
+    # The phase lasts as long as the slower task needs for its two episodes
+    assert agent.calls == ["init", "adapt after 8"]
+
+
+# ---- tasks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_distinct_and_evenly_repeated_where_a_family_has_few():
+    result = evaluate_adaptation(lambda tokens: np.zeros(len(tokens), np.int64), cue_trials, n_tasks=10, n_episodes=2)
+    counts = np.bincount([int(task["cue"]) for task in result.tasks], minlength=4)
+    assert sorted(counts) == [2, 2, 3, 3]
+    many = evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=50, n_episodes=1, env_kwargs=dict(horizon=1))
+    assert len({tuple(task["goal"]) for task in many.tasks}) == 50
+
+
+def test_fewer_tasks_are_the_first_of_more():
+    # So that references on many tasks stand beside an evaluation on few
+    few, many = (evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=n, n_episodes=2) for n in (3, 8))
+    assert few.tasks == many.tasks[:3]
+    np.testing.assert_array_equal(few.returns, many.returns[:3])
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["npz", "json"])
+@pytest.mark.parametrize("env_id", ["PointRobot-v0", "MetaBandit-v0"])
+def test_saved_and_loaded(tmp_path, ending, env_id):
+    model = RandomAgent(gym.make(env_id).action_space, seed=0)
+    result = evaluate_adaptation(model, env_id, n_tasks=3, n_episodes=2, env_kwargs=dict(horizon=3))
+    path = tmp_path / "folder" / f"result.{ending}"
+    result.save(path)
+    loaded = AdaptationResult.load(path)
+    assert loaded.tasks == result.tasks and loaded.settings == result.settings and loaded.wall_time == result.wall_time
+    assert loaded.settings["env_id"] == env_id and loaded.settings["env_kwargs"] == {"horizon": 3}
+    np.testing.assert_array_equal(loaded.returns, result.returns)
+    np.testing.assert_array_equal(loaded.lengths, result.lengths)
+    assert (loaded.success is None) == (result.success is None) == (env_id == "MetaBandit-v0")
+    if result.success is not None:
+        np.testing.assert_array_equal(loaded.success, result.success)
+
+
+def test_broken_files(tmp_path):
+    path = tmp_path / "result.npz"
+    result_of(np.ones((3, 2))).save(path)
+    whole = path.read_bytes()
+    for content in (b"", b"no zip", whole[: len(whole) // 2], whole[:-40]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"result\.npz is no saved AdaptationResult, or it is broken"):
+            AdaptationResult.load(path)
+    np.savez(path, returns=np.ones((3, 2)))
+    with pytest.raises(ValueError, match="it has no 'tasks'"):
+        AdaptationResult.load(path)
+    np.savez(path, timesteps=np.ones(3), returns=np.ones((3, 2, 2)))
+    with pytest.raises(ValueError, match=r"log of a training.*plot learning"):
+        AdaptationResult.load(path)
+    for text in ("", "[]", "{}", '{"tasks": [{}], "returns": [[1], [2]], "lengths": [[1]], "wall_time": 0, "settings": {}}'):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(ValueError, match="no saved AdaptationResult"):
+            AdaptationResult.load(tmp_path / "result.json")
+    with pytest.raises(ValueError, match=r"must end in \.npz or \.json, got .*result\.txt"):
+        AdaptationResult.load(tmp_path / "result.txt")
+    with pytest.raises(ValueError, match=r"must end in \.npz or \.json"):
+        result_of(np.ones((3, 2))).save(tmp_path / "result.txt")
+    with pytest.raises(FileNotFoundError):
+        AdaptationResult.load(tmp_path / "nowhere.npz")
+
+
+def test_runs_on_other_tasks_are_not_compared():
+    ones = result_of(np.ones((3, 2)))
+    assert stack_runs([ones, ones]).shape == (2, 3, 2) and stack_runs(ones).shape == (1, 3, 2)
+    with pytest.raises(ValueError, match="3 tasks x 2 episodes and 3 tasks x 4 episodes"):
+        stack_runs([ones, result_of(np.ones((3, 4)))])
+    other = AdaptationResult(tasks=[{"a": 1.0}] * 3, returns=np.ones((3, 2)), lengths=np.ones((3, 2)), success=None)
+    with pytest.raises(ValueError, match="got other tasks: evaluate them with the same seed"):
+        stack_runs([ones, other])
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------------
+
+
+def test_model_of_other_spaces():
+    model = make_model("ppo", "PointRobot-v0")
+    with pytest.raises(ValueError, match=r"model's observation_space is Box\(6,\), the environment's is Box\(8,\).*family"):
+        evaluate_adaptation(model, "MetaBandit-v0")
+    with pytest.raises(ValueError, match=r"model's observation_space is Box\(6,\), the environment's is Box\(28,\)"):
+        evaluate_adaptation(model, "HalfCheetahVel-v0", n_tasks=1)
+    three_arms = make_model("ppo", "MetaBandit-v0")
+    with pytest.raises(ValueError, match="do not fit"):
+        evaluate_adaptation(three_arms, "MetaBandit-v0", env_kwargs=dict(n_arms=3))
+    # Families that share their spaces may be exchanged
+    evaluate_adaptation(model, "SparsePointRobot-v0", n_tasks=1, n_episodes=1)
+
+
+def test_more_mistakes():
+    with pytest.raises(ValueError, match="model must have SB3's predict"):
+        evaluate_adaptation(object(), "PointRobot-v0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"n_envs must be an integer >= 1.*got 0"):
+        evaluate_adaptation(DoNothing(), "PointRobot-v0", n_envs=0)
+    with pytest.raises(ValueError, match=r"does not make a trial environment with .*horizn"):
+        evaluate_adaptation(DoNothing(), "PointRobot-v0", env_kwargs=dict(horizn=3))
+    with pytest.raises(ValueError, match=r"split='ood' does not exist in HalfCheetahDir, it has \['train', 'test'\]"):
+        evaluate_adaptation(DoNothing(), "HalfCheetahDir-v0", split="ood")
+    with pytest.raises(ValueError, match="action must be finite"):
+        evaluate_adaptation(lambda tokens: np.full((len(tokens), 2), np.nan), "PointRobot-v0", n_tasks=2)

@@ -115,6 +115,7 @@ def test_wheel_from_sdist_holds_the_package_and_nothing_else(tmp_path: Path) -> 
     # Where Python executes them when it starts
     modules |= {"sb3_trmrl_zoo_hook.pth", "sb3_trmrl_zoo_hook.py"}
     settings = {f"sb3_trmrl/hyperparams/{path.name}" for path in (ROOT / "hyperparams").glob("*.yml")}
+    settings |= {f"sb3_trmrl/references/{path.name}" for path in (ROOT / "sb3_trmrl" / "references").glob("*.json")}
     package = modules | settings | {"sb3_trmrl/py.typed", "sb3_trmrl/version.txt"}
     assert {name for name in names if ".dist-info/" not in name} == package
 

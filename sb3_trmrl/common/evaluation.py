@@ -1,15 +1,27 @@
 """Meta-evaluation: how the return grows over the episodes of a trial, on tasks that training has not seen."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from tqdm import tqdm
 
 from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
+from sb3_trmrl.common.statistics import curve_interval
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.trial import TrialWrapper
+
+MAX_DRAWS_PER_TASK = 10
+"""A family that has shown fewer distinct tasks than wanted after so many draws for each is taken to have no more."""
 
 
 class PredictsActions(Protocol):
@@ -25,6 +37,22 @@ class PredictsActions(Protocol):
         """See ``stable_baselines3.common.base_class.BaseAlgorithm.predict``."""
 
 
+class _CallablePolicy:
+    """
+    A function of the observations as an agent.
+
+    :param policy: Takes observations ``(n_envs, ...)``, returns actions ``(n_envs, ...)``.
+    """
+
+    def __init__(self, policy: Callable[[Any], np.ndarray]):
+        self.policy = policy
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        return np.asarray(self.policy(observation)), state
+
+
 @dataclass(frozen=True)
 class AdaptationResult:
     """
@@ -34,12 +62,26 @@ class AdaptationResult:
     :param returns: Return of each episode, shape (n_tasks, n_episodes)
     :param lengths: Steps of each episode, shape (n_tasks, n_episodes)
     :param success: Whether each episode succeeded, shape (n_tasks, n_episodes); None where the family has no success
+    :param wall_time: Seconds that it took, without making the environments
+    :param settings: How it was measured: ``env_id``, ``env_kwargs``, ``split``, ``seed``, ``deterministic``
     """
 
     tasks: list[Task]
     returns: np.ndarray
     lengths: np.ndarray
     success: np.ndarray | None
+    wall_time: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.returns)
+
+    @property
+    def n_episodes(self) -> int:
+        """Episodes per trial."""
+        return int(self.returns.shape[1])
 
     @property
     def curve(self) -> np.ndarray:
@@ -55,35 +97,102 @@ class AdaptationResult:
         :param seed: Seed of the resampling
         :return: Lower and upper bound for each episode, shape (n_episodes,) each
         """
-        n_tasks = len(self.returns)
-        resampled = np.random.default_rng(seed).integers(0, n_tasks, size=(n_bootstrap, n_tasks))
-        # (n_bootstrap, n_tasks, n_episodes) -> (n_bootstrap, n_episodes)
-        curves = self.returns[resampled].mean(axis=1)
-        tail = (1.0 - confidence) / 2.0
-        lower, upper = np.quantile(curves, [tail, 1.0 - tail], axis=0)
-        return lower, upper
+        return curve_interval(self.returns[None], confidence, n_bootstrap, seed)
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write the result to a file; :meth:`load` gives it back.
+
+        :param path: Ending in ``.npz`` (arrays, tasks and settings as JSON strings) or ``.json`` (all as text)
+        :raises ValueError: on another ending
+        """
+        path = Path(path)
+        arrays = {"returns": self.returns, "lengths": self.lengths}
+        if self.success is not None:
+            arrays["success"] = self.success
+        facts = {"wall_time": self.wall_time, "settings": self.settings}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npz":
+            tasks = np.array([json.dumps(task) for task in self.tasks])
+            np.savez_compressed(path, **arrays, tasks=tasks, facts=json.dumps(facts))  # type: ignore[arg-type]
+        elif path.suffix == ".json":
+            content = {**facts, "tasks": self.tasks, **{name: array.tolist() for name, array in arrays.items()}}
+            path.write_text(json.dumps(content), encoding="utf-8")
+        else:
+            raise ValueError(f"path must end in .npz or .json, got {str(path)!r}.")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AdaptationResult":
+        """
+        :param path: File that :meth:`save` has written
+        :return: The result
+        :raises ValueError: on another ending and on a file that is broken or something else
+        :raises FileNotFoundError: if there is none
+        """
+        path = Path(path)
+        if path.suffix not in (".npz", ".json"):
+            raise ValueError(f"path must end in .npz or .json, got {str(path)!r}.")
+        try:
+            if path.suffix == ".npz":
+                # numpy leaves a broken file open that it has opened itself
+                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                    content: dict[str, Any] = dict(file)
+                if "timesteps" in content:
+                    raise ValueError("it is the log of a training: `sb3-trmrl plot learning` draws it")
+                content["tasks"] = [json.loads(task) for task in content["tasks"]]
+                content.update(json.loads(str(content["facts"])))
+            else:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            success = content.get("success")
+            result = cls(
+                tasks=list(content["tasks"]),
+                returns=np.asarray(content["returns"], dtype=np.float64),
+                lengths=np.asarray(content["lengths"], dtype=np.int64),
+                success=None if success is None else np.asarray(success, dtype=bool),
+                wall_time=float(content["wall_time"]),
+                settings=dict(content["settings"]),
+            )
+            if result.returns.ndim != 2 or result.returns.shape != result.lengths.shape or result.n_tasks != len(result.tasks):
+                raise ValueError(
+                    f"{len(result.tasks)} tasks do not fit returns {result.returns.shape} and lengths {result.lengths.shape}"
+                )
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is no saved AdaptationResult, or it is broken: {reason}") from error
+        return result
 
 
 def evaluate_adaptation(
-    model: PredictsActions,
-    env_id: str | Callable[..., gym.Env[Any, Any]],
+    model: PredictsActions | Callable[[Any], np.ndarray] | MetaLearningAgent | AdaptingAgent,
+    env_id: str | Callable[..., gym.Env[Any, Any]] | gym.Env[Any, Any] | VecEnv,
     n_tasks: int = 20,
     n_episodes: int = 6,
     split: str = "test",
     deterministic: bool = True,
     seed: int = 0,
     env_kwargs: dict[str, Any] | None = None,
-    tasks: list[Task] | None = None,
+    tasks: Sequence[Task] | None = None,
+    n_envs: int | None = None,
+    progress_bar: bool = False,
 ) -> AdaptationResult:
     """
-    Play one trial of ``n_episodes`` episodes on each of ``n_tasks`` tasks, all tasks at once, with frozen weights.
+    Play one trial of ``n_episodes`` episodes on each of ``n_tasks`` tasks, side by side, with frozen weights.
 
     The memory is carried as in training: emptied at the start of the trial, handed on from step to step. The trial may be
     longer than those of training.
 
-    :param model: Anything with SB3's ``predict``
-    :param env_id: Registered id of a trial environment, or a callable that makes its trial environment and takes the keyword
-        arguments ``episodes_per_trial`` and ``split``
+    ``seed`` alone decides which tasks are played and how their episodes start, whoever plays and however many side by side;
+    so agents evaluated with one seed meet the same. The tasks are distinct; of a family that has fewer than ``n_tasks``, each
+    is played equally often (but for the remainder).
+
+    :param model: Anything with SB3's ``predict``; a function of the observations ``(n_envs, ...)``; or an agent with
+        Meta-World's ``MetaLearningAgent`` protocol, which plays ``n_episodes - 1`` episodes, adapts and is evaluated in the
+        last (:class:`~sb3_trmrl.common.meta_learning_agent.AdaptingAgent` chooses other numbers)
+    :param env_id: Registered id of a trial environment; a callable that makes its trial environment and takes the keyword
+        arguments ``episodes_per_trial`` and ``split``; or an environment or ``VecEnv`` of trials of ``n_episodes`` episodes,
+        whose running trials are broken off
     :param n_tasks: Number of tasks
     :param n_episodes: Episodes per trial
     :param split: Where tasks are drawn from: ``"train"``, ``"test"`` or ``"ood"``
@@ -91,42 +200,212 @@ def evaluate_adaptation(
     :param seed: Seed of tasks and episodes
     :param env_kwargs: Further keyword arguments of the environment, for example ``dict(horizon=100)``
     :param tasks: Play these tasks instead of drawing ``n_tasks`` of them
+    :param n_envs: How many tasks are played side by side; all if None
+    :param progress_bar: Show a progress bar of the episodes
     :return: Returns, lengths and successes by task and episode
-    :raises ValueError: for an unknown split, a bad number, a task that does not fit, an environment without trials
+    :raises ValueError: for an unknown split, a bad number, a task that does not fit, an environment without trials, a model of
+        other spaces
     """
-    taken = {"episodes_per_trial", "split", "tasks"} & set(env_kwargs or {})
+    env_kwargs = dict(env_kwargs or {})
+    taken = {"episodes_per_trial", "split", "tasks"} & set(env_kwargs)
     if taken:
         raise ValueError(f"env_kwargs must not hold {sorted(taken)}: use n_episodes, split and tasks of evaluate_adaptation.")
-    env_kwargs = {**(env_kwargs or {}), "episodes_per_trial": n_episodes, "split": split}
-    if tasks is None:
-        family = (gym.make(env_id, **env_kwargs) if isinstance(env_id, str) else env_id(**env_kwargs)).unwrapped
-        if not isinstance(family, TrialWrapper):
-            raise ValueError(f"env_id must make a trial environment (a TrialWrapper), {env_id!r} makes {family}.")
-        family.reset(seed=seed)
-        tasks = family.sample_tasks(n_tasks)
-        family.close()
-    if len(tasks) == 0:
+    if n_envs is not None and (isinstance(n_envs, bool) or n_envs < 1):
+        raise ValueError(f"n_envs must be an integer >= 1 (or None for one per task), got {n_envs!r}.")
+    if tasks is not None and len(tasks) == 0:
         raise ValueError("tasks must hold at least one task (or be None to draw n_tasks of them), got [].")
-    n_tasks = len(tasks)
+    settings = dict(
+        env_id=env_id if isinstance(env_id, str) else None,
+        env_kwargs={name: value for name, value in env_kwargs.items() if name != "render_mode"},
+        split=split if tasks is None else None,
+        seed=seed,
+        deterministic=deterministic,
+    )
+    if is_meta_learning_agent(model):
+        model = AdaptingAgent(model, adaptation_episodes=max(1, n_episodes - 1))
     # Episodes that training with the same seed has not started from: SB3 seeds slot i with seed + i
     slot_seed = int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31)
-    vec_env = make_meta_vec_env(env_id, n_envs=n_tasks, seed=slot_seed, env_kwargs=env_kwargs, tasks=tasks)
+    if isinstance(env_id, (gym.Env, VecEnv)):
+        if env_kwargs:
+            raise ValueError(f"env_kwargs={env_kwargs} are for an environment that is to be made, env_id is one already.")
+        vec_env = env_id if isinstance(env_id, VecEnv) else DummyVecEnv([lambda: env_id])
+        _check_trials(vec_env, n_episodes)
+        if tasks is None:
+            vec_env.seed(seed)
+            vec_env.reset()
+            if vec_env.get_attr("split", indices=0)[0] != split:
+                # Where it is the split of the environment, its reset has drawn the first task
+                vec_env.env_method("sample_tasks", 1, split, indices=0)
+            tasks = _distinct_tasks(lambda n: vec_env.env_method("sample_tasks", n, split, indices=0)[0], n_tasks)
+        # A trial of one episode each is all that an adapting agent can use: its episodes are trials of their own
+        if isinstance(model, AdaptingAgent):
+            raise ValueError("a MetaLearningAgent needs the id of an environment (or a callable that makes it), not one made.")
+        return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)
+
+    trial_kwargs = {**env_kwargs, "episodes_per_trial": n_episodes, "split": split}
+    if tasks is None:
+        family = make_trials(env_id, trial_kwargs)
+        family.reset(seed=seed)
+        tasks = _distinct_tasks(family.sample_tasks, n_tasks)
+        family.close()
+    if isinstance(model, AdaptingAgent):
+        # Every phase of its protocol begins with a reset, so an episode is all that the VecEnv holds
+        trial_kwargs["episodes_per_trial"] = 1
+    n_slots = len(tasks) if n_envs is None or isinstance(model, AdaptingAgent) else min(n_envs, len(tasks))
+    vec_env = make_meta_vec_env(env_id, n_envs=n_slots, env_kwargs=trial_kwargs)
+    try:
+        if isinstance(model, AdaptingAgent):
+            start = time.perf_counter()
+            trials = model.play(vec_env, list(tasks), n_episodes, slot_seed)
+            return _result(trials, time.perf_counter() - start, settings)
+        return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)
+    finally:
+        vec_env.close()
+
+
+def make_trials(env_id: str | Callable[..., gym.Env[Any, Any]], env_kwargs: dict[str, Any]) -> TrialWrapper:
+    """
+    :param env_id: Registered id of a trial environment, or a callable that makes one.
+    :param env_kwargs: Its keyword arguments.
+    :return: The trial environment.
+    :raises ValueError: If it does not take them, or is none.
+    """
+    try:
+        family = (gym.make(env_id, **env_kwargs) if isinstance(env_id, str) else env_id(**env_kwargs)).unwrapped
+    except TypeError as error:  # a keyword that it does not have
+        raise ValueError(f"env_id={env_id!r} does not make a trial environment with {env_kwargs}: {error}") from error
+    if not isinstance(family, TrialWrapper):
+        raise ValueError(f"env_id must make a trial environment (a TrialWrapper), {env_id!r} makes {family}.")
+    return family
+
+
+def _distinct_tasks(draw: Callable[[int], list[Task]], n_tasks: int) -> list[Task]:
+    """
+    :param draw: Draws so many tasks.
+    :param n_tasks: Number of tasks.
+    :return: Distinct tasks, in the order in which they were drawn; all there are over and over, if they are fewer.
+    """
+    drawn = draw(n_tasks)
+    found = {json.dumps(task, sort_keys=True): task for task in drawn}
+    for _ in range(MAX_DRAWS_PER_TASK * n_tasks):
+        if len(found) >= n_tasks:
+            break
+        for task in draw(1):
+            found.setdefault(json.dumps(task, sort_keys=True), task)
+    distinct = list(found.values())
+    return [distinct[index % len(distinct)] for index in range(n_tasks)]
+
+
+def _check_trials(vec_env: VecEnv, n_episodes: int) -> None:
+    if not vec_env.has_attr("episodes_per_trial"):
+        raise ValueError(f"env_id must be a trial environment (a TrialWrapper) or a VecEnv of these, got {vec_env}.")
+    episodes_per_trial = vec_env.get_attr("episodes_per_trial", indices=0)[0]
+    if episodes_per_trial != n_episodes:
+        raise ValueError(
+            f"env_id plays trials of {episodes_per_trial} episodes, n_episodes is {n_episodes}: pass "
+            f"n_episodes={episodes_per_trial}, or the id of the environment instead of the environment."
+        )
+
+
+def _check_spaces(model: Any, vec_env: VecEnv) -> None:
+    """A model tells a wrong observation only when its network breaks; tell it before, and in words."""
+    for name in ("observation_space", "action_space"):
+        expected, found = getattr(model, name, None), getattr(vec_env, name)
+        if isinstance(expected, spaces.Space) and _outline(expected) != _outline(found):
+            raise ValueError(
+                f"model and environment do not fit: the model's {name} is {_outline(expected)}, the environment's is "
+                f"{_outline(found)}. Evaluate it on the family that it was trained on, with the same env_kwargs."
+            )
+
+
+def _outline(space: spaces.Space[Any]) -> str:
+    """:return: What has to be equal in model and environment: kind and shape, not the bounds."""
+    if isinstance(space, spaces.Dict):
+        return str({key: _outline(part) for key, part in sorted(space.spaces.items())})
+    return f"Box{space.shape}" if isinstance(space, spaces.Box) else str(space)
+
+
+def _evaluate(
+    model: Any,
+    vec_env: VecEnv,
+    tasks: Sequence[Task],
+    seed: int,
+    deterministic: bool,
+    progress_bar: bool,
+    settings: dict[str, Any],
+) -> AdaptationResult:
+    if not hasattr(model, "predict"):
+        if not callable(model):
+            raise ValueError(
+                "model must have SB3's predict(observation, state, episode_start, deterministic), be a function of the "
+                f"observations, or have Meta-World's MetaLearningAgent protocol, got {model!r}."
+            )
+        model = _CallablePolicy(model)
+    _check_spaces(model, vec_env)
+    n_episodes = vec_env.get_attr("episodes_per_trial", indices=0)[0]
+    trials: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    # On stderr, and not where nobody looks
+    with tqdm(total=len(tasks) * n_episodes, unit="episode", disable=None if progress_bar else True) as bar:
+        for first in range(0, len(tasks), vec_env.num_envs):
+            batch = tasks[first : first + vec_env.num_envs]
+            # Task i starts from seed + i, whichever slot plays it
+            trials += _play(model, vec_env, batch, seed + first, deterministic, bar)
+    return _result(trials, time.perf_counter() - start, settings)
+
+
+def _play(
+    model: PredictsActions, vec_env: VecEnv, tasks: Sequence[Task], seed: int, deterministic: bool, bar: "tqdm[Any]"
+) -> list[dict[str, Any]]:
+    """:return: ``info["trial"]`` of one trial of each task, one slot for each; there may be more slots, which do not count."""
     trials: dict[int, dict[str, Any]] = {}
-    observations, state, starts = vec_env.reset(), None, np.ones(n_tasks, dtype=bool)
-    while len(trials) < n_tasks:
+    vec_env.seed(seed)
+    # As an option, which leaves no trace: the environment may be one to be trained on
+    vec_env.set_options([{"task": tasks[slot % len(tasks)]} for slot in range(vec_env.num_envs)])
+    observations, state, starts = vec_env.reset(), None, np.ones(vec_env.num_envs, dtype=bool)
+    while len(trials) < len(tasks):
         actions, state = model.predict(observations, state=state, episode_start=starts, deterministic=deterministic)
         observations, _, starts, infos = vec_env.step(actions)
-        for slot in np.flatnonzero(starts):
-            # A slot whose trial ended early plays on; only its first trial counts
-            trials.setdefault(int(slot), infos[slot]["trial"])
-    vec_env.close()
-    ordered = [trials[slot] for slot in range(n_tasks)]
+        if starts.any():
+            for slot in np.flatnonzero(starts[: len(tasks)]).tolist():
+                # A slot whose trial ended early plays on; only its first trial counts
+                trials.setdefault(slot, infos[slot]["trial"])
+        if not bar.disable:
+            bar.update(sum("inner_episode" in infos[slot] for slot in range(len(tasks)) if slot not in trials or starts[slot]))
+    return [trials[slot] for slot in range(len(tasks))]
+
+
+def _result(trials: list[dict[str, Any]], wall_time: float, settings: dict[str, Any]) -> AdaptationResult:
     return AdaptationResult(
-        tasks=[trial["task"] for trial in ordered],
-        returns=np.array([trial["returns"] for trial in ordered], dtype=np.float64),
-        lengths=np.array([trial["lengths"] for trial in ordered], dtype=np.int64),
-        success=np.array([trial["success"] for trial in ordered]) if "success" in ordered[0] else None,
+        tasks=[trial["task"] for trial in trials],
+        returns=np.array([trial["returns"] for trial in trials], dtype=np.float64),
+        lengths=np.array([trial["lengths"] for trial in trials], dtype=np.int64),
+        success=np.array([trial["success"] for trial in trials]) if "success" in trials[0] else None,
+        wall_time=wall_time,
+        settings=settings,
     )
+
+
+def stack_runs(runs: AdaptationResult | Sequence[AdaptationResult]) -> np.ndarray:
+    """
+    Returns of several runs (training seeds) of one algorithm on the same tasks.
+
+    :param runs: Their results, or one
+    :return: Shape (n_runs, n_tasks, n_episodes)
+    :raises ValueError: if there are none, or tasks or numbers of episodes differ
+    """
+    runs = [runs] if isinstance(runs, AdaptationResult) else list(runs)
+    if not runs:
+        raise ValueError("runs must hold at least one result, got none.")
+    for run in runs[1:]:
+        if run.tasks != runs[0].tasks or run.n_episodes != runs[0].n_episodes:
+            shapes = [f"{one.n_tasks} tasks x {one.n_episodes} episodes" for one in (runs[0], run)]
+            differ = f"{shapes[0]} and {shapes[1]}" if shapes[0] != shapes[1] else "other tasks"
+            raise ValueError(
+                f"runs must be of the same tasks and episodes, got {differ}: evaluate them with the same seed, split, n_tasks "
+                "and n_episodes."
+            )
+    return np.stack([run.returns for run in runs])
 
 
 def adaptation_table(results: dict[str, AdaptationResult]) -> str:

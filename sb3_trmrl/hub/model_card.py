@@ -111,15 +111,13 @@ def model_card(
     config: dict[str, Any],
     repo_id: str,
     adaptation: AdaptationResult | None = None,
-    has_picture: bool = False,
     zip_name: str | None = None,
     train_command: str | None = None,
 ) -> str:
     """
     :param config: ``config.json`` of the model
     :param repo_id: Where it is published
-    :param adaptation: How it adapts
-    :param has_picture: Whether the adaptation curve is beside the card
+    :param adaptation: How it adapts; the picture of its curve lies beside the card
     :param zip_name: Name of SB3's zip beside it, if there is one
     :param train_command: The command that trained it; by default the one in ``config.json``
     :return: ``README.md``
@@ -143,9 +141,8 @@ def model_card(
             f"One trial on each of {n_tasks} unseen tasks, frozen weights, deterministic actions. `mean_reward` in the "
             "metadata is the return of the whole trial.",
             adaptation_markdown(adaptation),
+            f"![Return against the episode of the trial]({PICTURE})",
         ]
-        if has_picture:
-            sections.append(f"![Return against the episode of the trial]({PICTURE})")
     usage = [
         "import sb3_trmrl",
         "",

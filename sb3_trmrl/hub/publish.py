@@ -20,6 +20,7 @@ from sb3_trmrl.hub.errors import PretrainedError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
 from sb3_trmrl.hub.pretrained import MODEL_FILES, find_folder, load, read_config, save_pretrained
+from sb3_trmrl.plots import plot_adaptation_curve
 
 CARD = "README.md"
 ZOO_NAMES = {"TrMRLPPO": "trmrl", "RL2PPO": "rl2"}
@@ -71,8 +72,10 @@ def push_to_hub(
         zip_name = add_sb3_files(model, config, folder) if sb3_zip else None
         if video is not None:
             shutil.copy(video, folder / VIDEO)
-        has_picture = adaptation is not None and _draw(adaptation, config, folder)
-        card = model_card(config, repo_id, adaptation, has_picture, zip_name, train_command)
+        if adaptation is not None:
+            title = str(config["environment"]["id"])
+            plot_adaptation_curve({config["algorithm"]: adaptation}, folder / PICTURE, title=title)
+        card = model_card(config, repo_id, adaptation, zip_name, train_command)
         (folder / CARD).write_text(card, encoding="utf-8")
         api = HfApi(endpoint=endpoint, token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -106,16 +109,6 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
         n_episodes=kwargs.get("episodes_per_trial", 2),
         env_kwargs={name: value for name, value in kwargs.items() if name not in OWN_KEYWORDS},
     )
-
-
-def _draw(adaptation: AdaptationResult, config: dict[str, Any], folder: Path) -> bool:
-    from sb3_trmrl.plots import plot_adaptation_curve
-
-    try:
-        plot_adaptation_curve({config["algorithm"]: adaptation}, folder / PICTURE, title=str(config["environment"]["id"]))
-    except ImportError:  # the extra `plots` is not installed: a card without picture
-        return False
-    return True
 
 
 def add_sb3_files(model: MemoryPPO, config: dict[str, Any], folder: Path) -> str:

@@ -1,49 +1,74 @@
 """Return against episode index within the trial."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sb3_trmrl.common.evaluation import AdaptationResult
+from sb3_trmrl.common.evaluation import AdaptationResult, stack_runs
+from sb3_trmrl.common.statistics import curve_interval
+from sb3_trmrl.plots.style import agent_style, finish, new_figure, reference_style, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def plot_adaptation_curve(
-    results: dict[str, AdaptationResult],
-    path: str | Path,
-    references: dict[str, float] | None = None,
+def draw_adaptation_curve(
+    axes: "Axes",
+    results: Mapping[str, AdaptationResult | Sequence[AdaptationResult]],
+    references: Mapping[str, float | np.ndarray] | None = None,
     title: str = "",
 ) -> None:
     """
-    Draw adaptation curves with their bootstrap intervals over tasks, and references as horizontal lines.
+    Draw adaptation curves with their bootstrap intervals over tasks into axes.
 
-    :param results: Result of each agent, by its name in the legend
+    :param axes: Matplotlib's axes
+    :param results: Result of each agent, or results of several runs of it on the same tasks, by its name in the legend
+    :param references: Return of agents that don't adapt: a number, or one for each episode
+    :param title: Title of the picture
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    curves = {name: stack_runs(runs) for name, runs in results.items()}
+    n_episodes = max(returns.shape[2] for returns in curves.values())
+    episodes = np.arange(1, n_episodes + 1)
+    for index, (name, value) in enumerate((references or {}).items()):
+        level = np.broadcast_to(value, n_episodes)
+        color, linestyle, _ = reference_style(name, index)
+        label = f"{name} ({np.mean(level):.4g})"
+        if n_episodes == 1 or np.ndim(value) == 0:
+            axes.axhline(float(level[0]), color=color, linestyle=linestyle, linewidth=1.3, label=label)
+        else:
+            axes.plot(episodes, level, color=color, linestyle=linestyle, linewidth=1.3, label=label)
+    for index, (name, returns) in enumerate(curves.items()):
+        color, linestyle, marker = agent_style(index)
+        own = episodes[: returns.shape[2]]
+        lower, upper = curve_interval(returns)
+        axes.fill_between(own, lower, upper, color=color, alpha=0.18, linewidth=0)
+        mean = returns.mean(axis=(0, 1))
+        axes.plot(own, mean, color=color, linestyle=linestyle, marker=marker, linewidth=2, label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(axes, "episode of the trial", "return", title)
+
+
+def plot_adaptation_curve(
+    results: Mapping[str, AdaptationResult | Sequence[AdaptationResult]],
+    path: str | Path,
+    references: Mapping[str, float | np.ndarray] | None = None,
+    title: str = "",
+) -> None:
+    """
+    Draw adaptation curves with their bootstrap intervals over tasks, and references as grey lines.
+
+    :param results: Result of each agent, or results of several runs of it on the same tasks, by its name in the legend
     :param path: Where to write the picture (the ending chooses the format: png, svg, pdf)
-    :param references: Return per episode of agents that don't adapt, for example ``{"blind": 5.0, "oracle": 8.3}``
+    :param references: Return of agents that don't adapt: a number per episode, for example ``{"blind": 5.0, "oracle": 8.3}``,
+        or an array of shape (n_episodes,)
     :param title: Title of the picture
     :raises ImportError: without matplotlib
+    :raises ValueError: for another ending
     """
-    try:
-        # The object-oriented interface: no global state, no window, whatever backend the user has
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install 'sb3_trmrl[plots]'") from error
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for style, (name, value) in zip(("--", ":", "-."), (references or {}).items(), strict=False):
-        axes.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=f"{name} ({value:.4g})")
-    for name, result in results.items():
-        episodes = np.arange(1, result.returns.shape[1] + 1)
-        lower, upper = result.interval()
-        (line,) = axes.plot(episodes, result.curve, marker="o", linewidth=2, label=name)
-        axes.fill_between(episodes, lower, upper, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_xlabel("episode of the trial")
-    axes.set_ylabel("return")
-    axes.set_title(title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.legend(framealpha=0.9)
-    figure.savefig(path)
+    figure = new_figure()
+    draw_adaptation_curve(figure.subplots(), results, references, title)
+    save_figure(figure, path)

@@ -1,0 +1,105 @@
+"""Learning curves from what SB3 and RL Zoo leave in a log folder."""
+
+import csv
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """
+    Returns in the course of training.
+
+    :param timesteps: Steps of training, all environments together, ascending, (n_points,)
+    :param returns: What was returned then, (n_points, n_returns)
+    :param unit: What a return is of: ``"return of a trial"`` or ``"return per episode"``
+    """
+
+    timesteps: np.ndarray
+    returns: np.ndarray
+    unit: str
+
+
+TRIAL, EPISODE = "return of a trial", "return per episode"
+
+
+def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = None) -> dict[str, LearningCurve]:
+    """
+    Read all that there is of
+
+    - ``*monitor.csv`` (``Monitor``): returns of the trials of training, all environments together,
+    - ``progress.csv`` (SB3's CSV logger): ``rollout/ep_rew_mean``,
+    - ``evaluations.npz`` (``EvalCallback``): returns of the trials of evaluation,
+    - ``meta_evaluations.npz`` (``MetaEvalCallback``): return per episode on held-out tasks.
+
+    :param folder: A log folder
+    :param episodes_per_trial: If given, returns of trials are divided by it, so that all curves are per episode
+    :return: Curves by what they are: ``"training"``, ``"training (mean of 100 trials)"``, ``"evaluation"``,
+        ``"held-out tasks"``
+    :raises ValueError: if there is none of these files, or one is broken
+    """
+    folder = Path(folder)
+    curves: dict[str, LearningCurve] = {}
+    monitors = sorted(folder.glob("*monitor.csv"))
+    if monitors and (curve := _read_monitors(monitors)) is not None:
+        curves["training"] = curve
+    if (folder / "progress.csv").exists() and (curve := _read_progress(folder / "progress.csv")) is not None:
+        curves["training (mean of 100 trials)"] = curve
+    if (folder / "evaluations.npz").exists():
+        curves["evaluation"] = _read_evaluations(folder / "evaluations.npz", "results", TRIAL)
+    if (folder / "meta_evaluations.npz").exists():
+        curves["held-out tasks"] = _read_evaluations(folder / "meta_evaluations.npz", "returns", EPISODE)
+    if not curves:
+        raise ValueError(
+            f"{folder} has no monitor.csv, progress.csv, evaluations.npz or meta_evaluations.npz with any returns: give the "
+            "folder of one run, for example logs/trmrl/HalfCheetahVel-v0_1."
+        )
+    if episodes_per_trial is not None:
+        for name, curve in curves.items():
+            if curve.unit == TRIAL:
+                curves[name] = LearningCurve(curve.timesteps, curve.returns / episodes_per_trial, EPISODE)
+    return curves
+
+
+def _read_monitors(paths: list[Path]) -> LearningCurve | None:
+    # SB3's own reader (load_results) needs pandas and sorts by wall time: (time, length, return) of each trial
+    rows: list[tuple[float, int, float]] = []
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                start = float(json.loads(file.readline().removeprefix("#"))["t_start"])
+                for row in csv.DictReader(file):
+                    rows.append((start + float(row["t"]), int(row["l"]), float(row["r"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no monitor file, or it is broken: {error!r}") from error
+    if not rows:
+        return None
+    rows.sort()
+    return LearningCurve(np.cumsum([row[1] for row in rows]), np.array([[row[2]] for row in rows]), TRIAL)
+
+
+def _read_progress(path: Path) -> LearningCurve | None:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [
+            (int(float(row["time/total_timesteps"])), float(row["rollout/ep_rew_mean"]))
+            for row in csv.DictReader(file)
+            if row.get("rollout/ep_rew_mean") and row.get("time/total_timesteps")
+        ]
+    if not rows:
+        return None
+    return LearningCurve(np.array([row[0] for row in rows]), np.array([[row[1]] for row in rows]), TRIAL)
+
+
+def _read_evaluations(path: Path, key: str, unit: str) -> LearningCurve:
+    try:
+        # numpy leaves a broken file open that it has opened itself
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            timesteps, returns = file["timesteps"], np.asarray(file[key], dtype=np.float64)
+        # (n_evaluations, ...) -> (n_evaluations, n_returns)
+        return LearningCurve(timesteps, returns.reshape(len(timesteps), -1), unit)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is broken, or no file of evaluations: {error}") from error

@@ -1,0 +1,120 @@
+"""Return against the task's parameter, inside and outside of the range that was trained on."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
+from sb3_trmrl.plots.style import agent_style, finish, new_figure, reference_style, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def task_parameter(result: AdaptationResult, parameter: str | None = None) -> tuple[str, np.ndarray]:
+    """
+    The number that tasks are sorted by.
+
+    :param result: Whose tasks.
+    :param parameter: Name of a task parameter, of an entry of it (``"goal[1]"``), or ``"angle"`` of a ``goal``; by default the
+        only number, else the direction of a point in the plane, else the first entry.
+    :return: Name with indices, and the value of each task, ``(n_tasks,)``.
+    :raises ValueError: If the tasks have no such parameter.
+    """
+    first = result.tasks[0]
+    entries: dict[str, np.ndarray] = {}
+    for name in first:
+        values = np.array([np.ravel(task[name]) for task in result.tasks], dtype=np.float64)
+        for index in range(values.shape[1]):
+            entries[name if values.shape[1] == 1 else f"{name}[{index}]"] = values[:, index]
+        if values.shape[1] == 2:
+            entries[f"{name} angle"] = np.arctan2(values[:, 1], values[:, 0])
+    if not entries:
+        raise ValueError("the tasks have no parameters to draw returns against.")
+    if parameter is None:
+        angles = [name for name in entries if name.endswith(" angle")]
+        parameter = angles[0] if angles else next(iter(entries))
+    if parameter not in entries:
+        raise ValueError(f"parameter must be one of {list(entries)[:12]}, got {parameter!r}.")
+    return parameter, entries[parameter]
+
+
+def training_range(result: AdaptationResult, parameter: str | None = None) -> tuple[float, float] | None:
+    """
+    Between which values training tasks lie.
+
+    :param result: Of ``evaluate_adaptation`` with a registered id.
+    :param parameter: See :func:`task_parameter`.
+    :return: Smallest and largest value of 1,000 training tasks; None if the result does not tell its environment.
+    """
+    env_id = result.settings.get("env_id")
+    if env_id is None:
+        return None
+    family = make_trials(env_id, result.settings.get("env_kwargs", {}))
+    family.reset(seed=0)
+    tasks = family.sample_tasks(1_000, split="train")
+    family.close()
+    _, values = task_parameter(dataclasses.replace(result, tasks=tasks), parameter)
+    return float(values.min()), float(values.max())
+
+
+def draw_task_returns(
+    axes: "Axes",
+    results: Mapping[str, AdaptationResult],
+    references: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    parameter: str | None = None,
+    shaded: tuple[float, float] | None = None,
+    title: str = "",
+) -> None:
+    """
+    Draw the return of the last episode against the task's parameter into axes.
+
+    :param axes: Matplotlib's axes
+    :param results: Results by name in the legend, for example one per split
+    :param references: By name, parameters and returns of tasks, (n_tasks,) each, drawn as a grey line
+    :param parameter: Which parameter, see :func:`task_parameter`
+    :param shaded: Where training tasks lie, see :func:`training_range`
+    :param title: Title of the picture
+    """
+    if shaded is not None:
+        axes.axvspan(*shaded, color="0.93", zorder=0, label="training range")
+    for index, (name, (values, returns)) in enumerate((references or {}).items()):
+        order = np.argsort(values)
+        color, linestyle, _ = reference_style(name, index)
+        axes.plot(values[order], returns[order], color=color, linestyle=linestyle, linewidth=1.2, label=name, zorder=1)
+    xlabel = ""
+    for index, (name, result) in enumerate(results.items()):
+        xlabel, values = task_parameter(result, parameter)
+        color, _, marker = agent_style(index)
+        axes.scatter(
+            values, result.returns[:, -1], color=color, marker=marker, s=34, edgecolor="white", linewidth=0.6, label=name
+        )
+    finish(axes, f"task: {xlabel}", "return of the last episode", title)
+
+
+def plot_task_returns(
+    results: Mapping[str, AdaptationResult],
+    path: str | Path,
+    references: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    parameter: str | None = None,
+    shaded: tuple[float, float] | None = None,
+    title: str = "",
+) -> None:
+    """
+    Draw the return of the last episode against the task's parameter, with the training range shaded.
+
+    :param results: Results by name in the legend, for example one per split
+    :param path: Where to write the picture (the ending chooses the format: png, svg, pdf)
+    :param references: By name, parameters and returns of tasks, (n_tasks,) each, drawn as a grey line
+    :param parameter: Which parameter, see :func:`task_parameter`
+    :param shaded: Where training tasks lie, see :func:`training_range`
+    :param title: Title of the picture
+    :raises ImportError: without matplotlib
+    :raises ValueError: for another ending or a parameter that the tasks do not have
+    """
+    figure = new_figure()
+    draw_task_returns(figure.subplots(), results, references, parameter, shaded, title)
+    save_figure(figure, path)

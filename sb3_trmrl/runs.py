@@ -1,0 +1,189 @@
+"""Trained models wherever they lie: RL Zoo's log folders, SB3's zip files, pretrained folders, the Hugging Face Hub."""
+
+import difflib
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_trmrl.rl2_ppo import RL2PPO
+from sb3_trmrl.trmrl_ppo import TrMRLPPO
+
+ALGORITHMS = ("trmrl", "rl2", "ppo", "ppo_lstm")
+
+
+class _ZooLoader(yaml.SafeLoader):
+    """Reads the zoo's files, which name ``OrderedDict`` by a Python tag, and executes nothing."""
+
+
+_ZooLoader.add_constructor(
+    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
+    lambda loader, node: dict(loader.construct_sequence(node, deep=True)[0]),  # type: ignore[arg-type]
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A trained model and what is known about its training.
+
+    :param name: Short name
+    :param model: The model
+    :param env_id: Registered id that it was trained on; None if unknown
+    :param env_kwargs: Keywords of the training environment
+    :param folder: Folder with the logs of its training; None if there is none
+    """
+
+    name: str
+    model: BaseAlgorithm
+    env_id: str | None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def episodes_per_trial(self) -> int | None:
+        """Episodes of a trial in training, if known."""
+        return self.env_kwargs.get("episodes_per_trial")
+
+
+def load_run(source: str | Path, algo: str | None = None, env_id: str | None = None, device: str = "cpu") -> Run:
+    """
+    :param source: One of: RL Zoo's log folder (``logs/trmrl/HalfCheetahVel-v0_1``, or ``logs/trmrl``: its latest run); a zip
+        file of ``model.save``; a folder of ``save_pretrained``; a repository of the Hugging Face Hub (``user/name``)
+    :param algo: One of ``ALGORITHMS``; needed for a zip file that lies in no log folder
+    :param env_id: Id of the environment, if the run does not tell
+    :param device: Where the model goes
+    :return: The run
+    :raises ValueError: if there is no model, the file is broken, or the algorithm is unknown
+    """
+    if algo is not None and algo not in ALGORITHMS:
+        near = difflib.get_close_matches(algo, ALGORITHMS, n=1)
+        raise ValueError(
+            f"algo must be one of {list(ALGORITHMS)}, got {algo!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").exists():
+        return _from_log_folder(path, algo, env_id, device)
+    if path.is_file():
+        args = _read_yaml(path.parent / path.stem / "args.yml") or _read_args(path.parent)
+        kwargs = _read_env_kwargs(path.parent)
+        model = _load_zip(path, algo or args.get("algo"), device)
+        folder = path.parent if any(path.parent.glob("*monitor.csv")) else None
+        return Run(path.stem, model, env_id or args.get("env"), kwargs, folder)
+    if path.is_dir() or (str(source).count("/") == 1 and not str(source).startswith((".", "/"))):
+        return _from_pretrained(str(source), env_id, device)
+    raise ValueError(
+        f"there is no model at {str(source)!r}: give RL Zoo's log folder, a zip file, a folder of save_pretrained, or the "
+        "name user/repository of a model on the Hugging Face Hub."
+    )
+
+
+def log_folder(source: str | Path) -> tuple[Path, int | None]:
+    """
+    :param source: A log folder of SB3 or RL Zoo, or a folder of the zoo's runs of one algorithm: its latest run
+    :return: Folder of one run and the episodes of its trials, if known
+    :raises ValueError: if it is no folder
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ValueError(f"{str(source)!r} is no folder: give that of a run, for example logs/trmrl/HalfCheetahVel-v0_1.")
+    folder = _latest_run(folder)
+    return folder, _read_env_kwargs(folder).get("episodes_per_trial")
+
+
+def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
+    # Not at the top: nobody needs the Hub for a zip file
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from sb3_trmrl.hub import load
+
+    try:
+        model: BaseAlgorithm = load(source, device=device)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {error}") from error
+    environment = getattr(model, "saved_environment", None) or {}
+    kwargs = environment.get("kwargs")
+    # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
+    known = environment.get("id") if environment.get("id") in gym.registry else None
+    return Run(Path(source).name, model, env_id or known, dict(kwargs) if isinstance(kwargs, dict) else {})
+
+
+def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device: str) -> Run:
+    folder = _latest_run(folder)
+    args = _read_args(folder)
+    trained_on = env_id or args.get("env")
+    # The final model first; then the best ones
+    names = [f"{args.get('env')}.zip", "best_meta_model.zip", "best_model.zip"]
+    zips = [folder / name for name in names if (folder / name).is_file()] or sorted(folder.glob("*.zip"), key=_last_change)[
+        -1:
+    ]
+    if not zips:
+        raise ValueError(f"{folder} holds no model: no zip file, no config.json of save_pretrained, no run of RL Zoo.")
+    if statistics := sorted(folder.glob("*/vecnormalize.pkl")):
+        raise ValueError(
+            f"{folder} was trained behind VecNormalize ({statistics[0].name}), whose statistics this would leave out: call "
+            "evaluate_adaptation(model, VecNormalize.load(path, vec_env)) in Python."
+        )
+    model = _load_zip(zips[0], algo or args.get("algo"), device)
+    return Run(folder.name, model, trained_on, _read_env_kwargs(folder), folder)
+
+
+def _latest_run(folder: Path) -> Path:
+    """:return: The run that was written last, if ``folder`` holds runs of the zoo; else ``folder`` itself."""
+    if _read_args(folder):
+        return folder
+    runs = sorted((child for child in folder.iterdir() if child.is_dir() and _read_args(child)), key=_last_change)
+    return runs[-1] if runs else folder
+
+
+def _last_change(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _read_args(folder: Path) -> dict[str, Any]:
+    for path in sorted(folder.glob("*/args.yml")):
+        return _read_yaml(path)
+    return {}
+
+
+def _read_env_kwargs(folder: Path) -> dict[str, Any]:
+    for path in sorted(folder.glob("*/config.yml")):
+        config = _read_yaml(path)
+        return {**(config.get("env_kwargs") or {}), **(_read_args(folder).get("env_kwargs") or {})}
+    return {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_ZooLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    return dict(content) if isinstance(content, dict) else {}
+
+
+def _load_zip(path: Path, algo: str | None, device: str) -> BaseAlgorithm:
+    if algo is None:
+        raise ValueError(f"which algorithm is {path} of? Give algo, one of {list(ALGORITHMS)}.")
+    if algo not in ALGORITHMS:
+        raise ValueError(f"{path} is of the algorithm {algo!r}; there are {list(ALGORITHMS)} here.")
+    classes: dict[str, type[BaseAlgorithm]] = {"trmrl": TrMRLPPO, "rl2": RL2PPO, "ppo": PPO}
+    if algo == "ppo_lstm":
+        from sb3_contrib import RecurrentPPO
+
+        classes["ppo_lstm"] = RecurrentPPO
+    try:
+        return classes[algo].load(path, device=device)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is no model of {classes[algo].__name__} (--algo {algo}), or it is broken: {error}"
+        ) from error
+    except (zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error

@@ -1,0 +1,326 @@
+"""The command line does what the functions do, and ends with one line and a code where the user is wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+
+import sb3_trmrl.hub
+from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
+from sb3_trmrl.cli import main, to_json
+from sb3_trmrl.common.references import RandomAgent
+from sb3_trmrl.runs import load_run, log_folder
+
+SMALL = dict(memory_encoder_kwargs=dict(embed_dim=8, n_heads=2, n_layers=1))
+FEW = ["--n-tasks", "3", "--n-episodes", "2"]
+ENV = "PointRobot-v0"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setenv("SB3_TRMRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def make_model() -> TrMRLPPO:
+    return TrMRLPPO("TrMRLPolicy", ENV, seed=0, device="cpu", policy_kwargs=SMALL)
+
+
+@pytest.fixture(scope="module")
+def model_zip(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("model") / "model.zip"
+    make_model().save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def zoo_folder(tmp_path_factory) -> Path:
+    """Log folders as RL Zoo leaves them: two runs of TrMRL, the later one with another seed, and logs."""
+    root = tmp_path_factory.mktemp("logs") / "trmrl"
+    for number in (1, 2):
+        folder = root / f"{ENV}_{number}"
+        (folder / ENV).mkdir(parents=True)
+        make_model().save(folder / f"{ENV}.zip")
+        pairs: dict[str, Any] = {
+            "args.yml": dict(algo="trmrl", env=ENV, env_kwargs=None, seed=number),
+            "config.yml": dict(env_kwargs=dict(episodes_per_trial=3, horizon=4), n_envs=2),
+        }
+        for name, content in pairs.items():
+            items = yaml.safe_dump([[key, value] for key, value in content.items()])
+            indented = "".join(f"  {line}\n" for line in items.splitlines())
+            (folder / ENV / name).write_text("!!python/object/apply:collections.OrderedDict\n-\n" + indented)
+        (folder / "0.monitor.csv").write_text('#{"t_start": 0.0, "env_id": "X"}\nr,l,t\n-6.0,12,1.0\n-3.0,12,2.0\n')
+    return root
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def error_of(capsys, *arguments: object) -> str:
+    """The one line of a failing command."""
+    assert run(*arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("sb3-trmrl: error: ") and captured.err.count("\n") <= 2
+    return captured.err
+
+
+# ---- evaluate ----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_and_writes_what_the_function_returns(capsys, tmp_path, model_zip):
+    code = run("evaluate", model_zip, "--algo", "trmrl", "--env", ENV, *FEW, "--seed", 3, "--split", "test", "ood",
+               "-o", tmp_path / "r.npz", tmp_path / "r.json", tmp_path / "r.png", tmp_path / "r.svg")  # fmt: skip
+    out = capsys.readouterr().out
+    assert code == 0
+    for split in ("test", "ood"):
+        expected = evaluate_adaptation(make_model(), ENV, 3, 2, split, seed=3)
+        for ending in ("npz", "json"):
+            written = AdaptationResult.load(tmp_path / f"r_{split}.{ending}")
+            np.testing.assert_allclose(written.returns, expected.returns)
+            assert written.tasks == expected.tasks and written.settings["split"] == split
+        assert (tmp_path / f"r_{split}.png").stat().st_size > 10_000 and "<svg" in (tmp_path / f"r_{split}.svg").read_text()
+        lower, upper = expected.interval()
+        assert f"{expected.curve[0]:.2f} [{lower[0]:.2f}, {upper[0]:.2f}]" in out
+    # The references that come with the package; another seed has other tasks
+    assert "oracle" in out and "other tasks of the same split" in out and "reactive's score" in out
+
+
+def test_evaluate_in_json_is_json_alone(capsys, model_zip):
+    assert run("evaluate", model_zip, "--algo", "trmrl", "--env", ENV, *FEW, "--env-kwargs", "horizon:5", "--json") == 0
+    data = json.loads(capsys.readouterr().out)["test"]
+    expected = evaluate_adaptation(make_model(), ENV, 3, 2, env_kwargs=dict(horizon=5))
+    np.testing.assert_allclose(data["returns"], expected.returns)
+    np.testing.assert_allclose(data["interval"], expected.interval())
+    assert data["env_kwargs"] == {"horizon": 5} and data["tasks"] == expected.tasks and "references" not in data
+
+
+def test_stochastic_and_one_after_the_other(capsys, model_zip):
+    returns = []
+    for more in ([], ["--n-envs", "1"], ["--stochastic"]):
+        assert run("evaluate", model_zip, "--algo", "trmrl", "--env", ENV, *FEW, "--json", *more) == 0
+        returns.append(json.loads(capsys.readouterr().out)["test"]["returns"])
+    np.testing.assert_allclose(returns[0], returns[1], atol=1e-4)
+    assert not np.allclose(returns[0], returns[2])
+
+
+@pytest.mark.parametrize("algo, cls, policy", [("rl2", RL2PPO, "RL2Policy"), ("ppo", PPO, "MlpPolicy"),
+                                               ("ppo_lstm", RecurrentPPO, "MlpLstmPolicy")])  # fmt: skip
+def test_every_algorithm(capsys, tmp_path, algo, cls, policy):
+    model = cls(policy, "MetaBandit-v0", seed=0, device="cpu")
+    model.save(tmp_path / "model.zip")
+    assert run("evaluate", tmp_path / "model.zip", "--algo", algo, "--env", "MetaBandit-v0", *FEW, "--json") == 0
+    expected = evaluate_adaptation(model, "MetaBandit-v0", 3, 2)
+    np.testing.assert_array_equal(json.loads(capsys.readouterr().out)["test"]["returns"], expected.returns)
+
+
+def test_log_folders_of_the_zoo_tell_everything(capsys, zoo_folder):
+    found = load_run(zoo_folder)
+    assert (found.name, found.env_id, found.episodes_per_trial) == (f"{ENV}_2", ENV, 3)
+    assert load_run(zoo_folder / f"{ENV}_1").name == f"{ENV}_1"
+    assert load_run(zoo_folder / f"{ENV}_1" / f"{ENV}.zip").env_id == ENV
+    assert log_folder(zoo_folder) == (zoo_folder / f"{ENV}_2", 3)
+    assert run("evaluate", zoo_folder, *FEW, "--json") == 0
+    data = json.loads(capsys.readouterr().out)["test"]
+    # The keywords of training, but for the length of the trial
+    assert data["env_kwargs"] == {"horizon": 4} and np.shape(data["returns"]) == (3, 2)
+
+
+def test_pretrained_folders(capsys, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "model")
+    assert run("evaluate", tmp_path / "model", *FEW, "--json") == 0
+    expected = evaluate_adaptation(model, ENV, 3, 2)
+    np.testing.assert_allclose(json.loads(capsys.readouterr().out)["test"]["returns"], expected.returns, atol=1e-5)
+
+
+def test_environment_of_a_folder_that_names_a_module_is_not_imported(tmp_path, monkeypatch):
+    model = make_model()
+    model.save_pretrained(tmp_path / "model")
+    load = sb3_trmrl.hub.load
+
+    def loaded_with(env_id: str) -> Any:
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            found: Any = load(*args, **kwargs)
+            found.saved_environment = {**found.saved_environment, "id": env_id}
+            return found
+
+        monkeypatch.setattr(sb3_trmrl.hub, "load", changed)
+        return load_run(tmp_path / "model").env_id
+
+    assert loaded_with(ENV) == ENV
+    assert loaded_with(f"antigravity:{ENV}") is None and "antigravity" not in sys.modules
+
+
+def test_normalised_runs_are_not_evaluated_without_their_statistics(capsys, tmp_path, zoo_folder):
+    folder = tmp_path / "run"
+    shutil.copytree(zoo_folder / f"{ENV}_1", folder)
+    (folder / ENV / "vecnormalize.pkl").write_bytes(b"")
+    assert "trained behind VecNormalize" in error_of(capsys, "evaluate", folder, *FEW)
+
+
+def test_yaml_of_a_log_folder_runs_nothing(tmp_path, zoo_folder):
+    folder = tmp_path / "run"
+    (folder / "x").mkdir(parents=True)
+    (folder / "x" / "args.yml").write_text("!!python/object/apply:os.mkdir\n- " + str(tmp_path / "made"))
+    with pytest.raises(ValueError, match="can't be read"):
+        load_run(folder)
+    assert not (tmp_path / "made").exists()
+
+
+# ---- compare, plot ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """Saved results of two agents, of which one has two training seeds."""
+    actions = gym.make(ENV).action_space
+    agents: dict[str, Any] = dict(
+        a1=RandomAgent(actions, 1), a2=RandomAgent(actions, 2), b=lambda tokens: np.zeros((len(tokens), 2))
+    )
+    for name, agent in agents.items():
+        evaluate_adaptation(agent, ENV, 5, 2).save(tmp_path / f"{name}.npz")
+    return tmp_path
+
+
+def test_compare(capsys, results):
+    sources = [f"random={results / 'a1.npz'},{results / 'a2.npz'}", f"still={results / 'b.npz'}"]
+    assert run("compare", *sources, "-o", results / "c.png") == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert lines["random"][1] == "2" and lines["still"][1] == "1" and "(oracle)" in lines
+    assert (results / "c.png").stat().st_size > 10_000
+    assert run("compare", *sources, "--json") == 0
+    agents = json.loads(capsys.readouterr().out)["agents"]
+    loaded = {name: AdaptationResult.load(results / f"{name}.npz").returns for name in ("a1", "a2", "b")}
+    np.testing.assert_allclose(agents["random"]["curve"], (loaded["a1"] + loaded["a2"]).mean(axis=0) / 2)
+    still, random = loaded["b"][:, -1], np.stack([loaded["a1"], loaded["a2"]])[:, :, -1]
+    assert agents["still"]["probability_better_than_first"] == pytest.approx((still > random).mean())
+    assert agents["still"]["iqm_last_episode"] == pytest.approx(np.sort(still)[1:-1].mean())
+
+
+def test_models_are_evaluated_to_be_compared(capsys, zoo_folder, results):
+    arguments = [zoo_folder / f"{ENV}_1", zoo_folder / f"{ENV}_2", *FEW, "--json"]
+    assert run("compare", *arguments) == 0
+    agents = json.loads(capsys.readouterr().out)["agents"]
+    # The same model twice: ties
+    assert agents[f"{ENV}_2"]["probability_better_than_first"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["adaptation", "tasks", "profile"])
+def test_plots_of_results(capsys, results, kind):
+    for ending in ("png", "svg"):
+        assert run("plot", kind, results / "a1.npz", f"still={results / 'b.npz'}", "-o", results / f"{kind}.{ending}") == 0
+        assert (results / f"{kind}.{ending}").stat().st_size > 5_000
+    assert capsys.readouterr().out.count("Written: ") == 2
+
+
+def test_plot_learning(zoo_folder, tmp_path):
+    assert run("plot", "learning", zoo_folder, f"first={zoo_folder / f'{ENV}_1'}", "-o", tmp_path / "l.png") == 0
+    assert (tmp_path / "l.png").stat().st_size > 5_000
+
+
+def test_inspect_and_its_plots(capsys, zoo_folder, tmp_path):
+    assert run("inspect", zoo_folder, "--n-tasks", 3, "-o", tmp_path / "i") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"layer +head +on this step", out) and "inspection.npz, attention.png, embeddings.png" in out
+    for kind in ("attention", "embeddings"):
+        assert run("plot", kind, tmp_path / "i" / "inspection.npz", "-o", tmp_path / f"{kind}.svg") == 0
+        assert (tmp_path / "i" / f"{kind}.png").stat().st_size > 5_000
+    capsys.readouterr()
+    assert run("inspect", zoo_folder, "--n-tasks", 3, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["attention"]) == 2  # heads
+
+
+def test_report(capsys, zoo_folder, tmp_path):
+    assert run("report", zoo_folder, *FEW, "--split", "test", "-o", tmp_path / "report.html") == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "sb3-trmrl report " in text and "Learning curves" in text and "Attention" in text
+
+
+def test_references(capsys, tmp_path):
+    arguments = ["references", "MetaBandit-v0", "--agents", "oracle", "blind", "--n-tasks", 2, "--n-episodes", 2]
+    assert run(*arguments, "-o", tmp_path) == 0
+    out = capsys.readouterr().out
+    content = json.loads((tmp_path / "MetaBandit-v0.json").read_text())
+    assert content["agents"]["oracle"]["command"] == "sb3-trmrl " + " ".join(map(str, [*arguments, "-o", tmp_path]))
+    assert "MetaBandit-v0, 2 ood tasks" in out and "expected return of the best arm" in out
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_of_evaluate(capsys, model_zip, tmp_path):
+    start = ["evaluate", model_zip, "--algo", "trmrl"]
+    assert "give --env" in error_of(capsys, *start)
+    assert "model's observation_space is Box(6,), the environment's is Box(8,)" in error_of(
+        capsys, *start, "--env", "MetaBandit-v0"
+    )
+    assert "n must be an integer >= 1 (number of tasks), got 0" in error_of(capsys, *start, "--env", ENV, "--n-tasks", 0)
+    assert "episodes_per_trial must be an integer >= 1, got 0" in error_of(capsys, *start, "--env", ENV, "--n-episodes", 0)
+    assert "Did you mean 'test'" in error_of(capsys, *start, "--env", ENV, "--split", "tset")
+    assert "PointRobt" in error_of(capsys, *start, "--env", "PointRobt-v0")
+    assert "horizn" in error_of(capsys, *start, "--env", ENV, "--env-kwargs", "horizn:3")
+    assert "must end in one of" in error_of(capsys, *start, "--env", ENV, "-o", "r.bmp")
+    assert "which algorithm" in error_of(capsys, "evaluate", model_zip, "--env", ENV)
+    assert "there is no model at" in error_of(capsys, "evaluate", tmp_path / "nowhere.zip")
+    assert "holds no model" in error_of(capsys, "evaluate", tmp_path)
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 broken")
+    assert "broken.zip" in error_of(capsys, "evaluate", tmp_path / "broken.zip", "--algo", "trmrl", "--env", ENV)
+
+
+def test_mistakes_of_the_others(capsys, results, zoo_folder):
+    path = results / "broken.npz"
+    path.write_bytes((results / "b.npz").read_bytes()[:300])
+    for command in (["compare", path], ["plot", "adaptation", path, "-o", results / "p.png"]):
+        assert "broken.npz is no saved AdaptationResult, or it is broken" in error_of(capsys, *command)
+    evaluate_adaptation(lambda o: np.zeros((len(o), 2)), ENV, 5, 2, seed=1).save(results / "other.npz")
+    assert "other tasks: evaluate them with the same seed" in error_of(
+        capsys, "compare", results / "b.npz", results / "other.npz"
+    )
+    assert "two agents are called 'b'" in error_of(capsys, "compare", results / "b.npz", results / "b.npz")
+    assert "b.npz is no saved Inspection" in error_of(capsys, "plot", "attention", results / "b.npz", "-o", results / "p.png")
+    assert "is no folder" in error_of(capsys, "plot", "learning", results / "b.npz", "-o", results / "p.png")
+    assert "no monitor.csv" in error_of(capsys, "plot", "learning", results, "-o", results / "p.png")
+    assert "parameter must be one of" in error_of(
+        capsys, "plot", "tasks", results / "b.npz", "--parameter", "speed", "-o", results / "p.png"
+    )
+    assert "must end in one of .html" in error_of(capsys, "report", zoo_folder, "-o", results / "r.pdf")
+    assert "Environment `Nothing` doesn't exist" in error_of(capsys, "references", "Nothing-v0")
+
+
+def test_wrong_usage_ends_with_2(capsys):
+    for arguments in ([], ["evalute"], ["evaluate"], ["evaluate", "x", "--env-kwargs", "horizon=3"], ["plot", "curve", "x"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+    assert "expected name:value, got 'horizon=3'" in capsys.readouterr().err
+
+
+def test_help_of_every_command(capsys):
+    for command in ([], ["evaluate"], ["compare"], ["plot"], ["inspect"], ["report"], ["references"], ["hub"]):
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--help"])
+        assert end.value.code == 0
+        assert " ".join(["usage: sb3-trmrl", *command]) in capsys.readouterr().out
+
+
+def test_as_a_module(model_zip):
+    arguments = ["evaluate", model_zip, "--algo", "trmrl", "--env", ENV, *FEW, "--split", "nowhere"]
+    ended = subprocess.run([sys.executable, "-m", "sb3_trmrl", *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.startswith("sb3-trmrl: error: split='nowhere'") and "Traceback" not in ended.stderr
+
+
+def test_numbers_for_json():
+    data = {"a": np.float64(np.nan), "b": np.array([1, 2]), "c": (np.int64(3), True, None), 4: np.bool_(True)}
+    assert json.loads(json.dumps(to_json(data))) == {"a": None, "b": [1, 2], "c": [3, True, None], "4": True}
