@@ -385,7 +385,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :return: The action(s) and the memory state to hand back: numpy arrays whose first axis is the environment
         :raises ValueError: if shapes of observation, state and episode_start do not fit
         """
-        self.set_training_mode(False)
+        if self.training:  # or it would visit all modules at every step
+            self.set_training_mode(False)
         if isinstance(observation, tuple):
             raise ValueError(
                 "observation must be an array or a dict of arrays, got a tuple: `obs, info = env.reset()` (gymnasium) was "
