@@ -3,6 +3,7 @@ Steps per second of a whole ``learn()``, and where the time goes: physics, actin
 
     python benchmarks/learn_speed.py
     python benchmarks/learn_speed.py --settings trmrl rl2 --env AntDir-v0
+    python benchmarks/learn_speed.py --paper-size    # the paper's update against ours, equal width and depth
 
 The settings are the blocks of ``hyperparams/*.yml``, unchanged. One iteration warms up, the next ones are measured. The update
 is set against the machine's ``sgemm``: floating point operations of all matrix products (attention's own are not counted), by
@@ -24,15 +25,19 @@ from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.zoo import ALGORITHMS
 
 
-def make_model(settings: str, env_id: str) -> Any:
+def make_model(settings: str, env_id: str, paper_size: bool) -> Any:
     """
     :param settings: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: Its block.
+    :param paper_size: Give the transformer of ``trmrl.yml`` the paper's width and depth, and the update its number of epochs.
     :return: The agent that RL Zoo makes of it.
     """
     block = yaml.safe_load((hyperparams_dir() / f"{settings}.yml").read_text(encoding="utf-8"))[env_id]
     if isinstance(block.get("policy_kwargs"), str):  # as the zoo does
         block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th, "dict": dict})
+    if paper_size and settings == "trmrl":
+        block["policy_kwargs"]["memory_encoder_kwargs"].update(embed_dim=128, n_heads=16, n_layers=4)
+        block["target_kl"] = None  # all epochs
     del block["n_timesteps"]
     env = make_meta_vec_env(env_id, n_envs=block.pop("n_envs"), seed=0, env_kwargs=block.pop("env_kwargs"))
     algorithm: Any = ALGORITHMS[settings.removesuffix("_paper")].algorithm
@@ -100,15 +105,16 @@ def sgemm_gflops(seconds: float = 1.0) -> float:
     return best
 
 
-def profile(settings: str, env_id: str, n_iterations: int) -> None:
+def profile(settings: str, env_id: str, n_iterations: int, paper_size: bool) -> None:
     """
     Measure and print.
 
     :param settings: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: Family.
     :param n_iterations: Number of iterations to measure.
+    :param paper_size: See :func:`make_model`.
     """
-    model = make_model(settings, env_id)
+    model = make_model(settings, env_id, paper_size)
     rollout = model.n_steps * model.n_envs
     model.learn(rollout)
     clock = Clock()
@@ -144,10 +150,11 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=files, default=["trmrl_paper", "trmrl"])
     parser.add_argument("--env", default="HalfCheetahVel-v0", help="a block of these files")
     parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--paper-size", action="store_true", help="give trmrl the paper's 4 layers, 16 heads and all epochs")
     arguments = parser.parse_args()
     print(f"torch {th.__version__}, {th.get_num_threads()} threads")
     for settings in arguments.settings:
-        profile(settings, arguments.env, arguments.iterations)
+        profile(settings, arguments.env, arguments.iterations, arguments.paper_size)
 
 
 if __name__ == "__main__":
