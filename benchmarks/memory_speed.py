@@ -45,6 +45,16 @@ ENCODERS: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     # For the questions that the table leaves open
     "window, 4 layers, 16 heads": ("tfixup", lambda length: dict(PAPER, attention="window", memory_length=length)),
     "trial, 4 layers, 16 heads": ("tfixup", lambda length: dict(PAPER, attention="trial", memory_length=max(length, 64))),
+    "window, 4 layers, 4 heads": (
+        "tfixup",
+        lambda length: dict(PAPER, n_heads=4, attention="window", memory_length=length),
+    ),
+    "trial, 4 layers, 4 heads": (
+        "tfixup",
+        lambda length: dict(PAPER, n_heads=4, attention="trial", memory_length=max(length, 64)),
+    ),
+    "window, 4 layers, 4 heads"
+    + ALL_OUTPUTS: ("tfixup", lambda length: dict(PAPER, n_heads=4, attention="window", memory_length=length)),
     "window" + ALL_OUTPUTS: ("tfixup", lambda length: dict(TRANSFORMER, attention="window", memory_length=length)),
     "window, 4 layers, 16 heads"
     + ALL_OUTPUTS: ("tfixup", lambda length: dict(PAPER, attention="window", memory_length=length)),
@@ -215,7 +225,11 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         cells: dict[tuple[str, int], dict[str, Any]] = {}
         pairs = [(encoder, length) for length in arguments.lengths for encoder in arguments.encoders]
-        sizes = {"2 layers, 4 heads": "", "4 layers, 16 heads (the paper's)": ", 4 layers, 16 heads"}
+        sizes = {
+            "2 layers, 4 heads": "",
+            "4 layers, 4 heads": ", 4 layers, 4 heads",
+            "4 layers, 16 heads (the paper's)": ", 4 layers, 16 heads",
+        }
         pairs += [
             pair
             for size in sizes.values()
