@@ -324,7 +324,7 @@ def compare(arguments: argparse.Namespace) -> None:
             data[name]["probability_better_than_first"] = probability_of_improvement(last[name], last[names[0]])
             data[name]["probability_interval"] = probability_of_improvement_interval(last[name], last[names[0]])
     if arguments.json:
-        known = {} if references is None else {name: part.mean(axis=0) for name, part in references.returns.items()}
+        known = {} if references is None else references.curves()
         print(json.dumps(to_json({"agents": data, "references": known, "settings": first.settings})))
     else:
         print(comparison_text(data, first, references))

@@ -130,7 +130,7 @@ def _heading(run: Run, results: dict[str, AdaptationResult], kwargs: dict[str, A
 
 def _adaptation(split: str, result: AdaptationResult, references: References | None) -> list[str]:
     figure = new_figure()
-    known = {} if references is None else {name: returns.mean(axis=0) for name, returns in references.returns.items()}
+    known = {} if references is None else references.curves()
     drawn = {} if references is None else references.drawn_curves()
     draw_adaptation_curve(figure.subplots(), {"agent": result}, drawn, f"{split} tasks")
     parts = [

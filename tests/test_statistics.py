@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats  # type: ignore[import-untyped]
 
 from sb3_trmrl.common.statistics import (
     adaptation_score,
@@ -32,7 +33,6 @@ def test_interquartile_mean_by_hand(scores, expected):
 
 
 def test_interquartile_mean_is_scipys_trimmed_mean():
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (2, 3), (5, 7), (4, 8), (10, 26)):
         scores = rng.normal(size=shape) ** 3
@@ -105,7 +105,6 @@ def test_probability_of_improvement_by_hand():
 
 
 def test_probability_of_improvement_is_mann_whitneys_u():
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(4)
     x, y = rng.integers(0, 5, size=(7, 3)).astype(float), rng.integers(0, 6, size=(4, 3)).astype(float)
     u = np.mean([stats.mannwhitneyu(x[:, task], y[:, task]).statistic / 28 for task in range(3)])

@@ -10,8 +10,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation
-from sb3_trmrl.envs.trial import TrialWrapper
+from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation, make_trials
 
 #: What the callback decides, or what says nothing about the tasks; other keywords of the training environment are kept
 OWN_KEYWORDS = ("env_id", "episodes_per_trial", "render_mode", "split", "tasks")
@@ -106,13 +105,7 @@ class MetaEvalCallback(BaseCallback):
             self.env_kwargs = {**kept, **self.env_kwargs}
         # Made once now, so that what is wrong shows before hours of training
         kwargs = {**self.env_kwargs, "episodes_per_trial": self.n_episodes, "split": self.split}
-        try:
-            env = gym.make(self.env_id, **kwargs) if isinstance(self.env_id, str) else self.env_id(**kwargs)
-        except TypeError as error:  # a keyword that it does not have
-            raise ValueError(f"env_id={self.env_id!r} does not make a trial environment with env_kwargs: {error}") from error
-        env.close()
-        if not isinstance(env.unwrapped, TrialWrapper):
-            raise ValueError(f"env_id must make a trial environment (a TrialWrapper), {self.env_id!r} makes {env.unwrapped}.")
+        make_trials(self.env_id, kwargs).close()
 
     def _on_training_start(self) -> None:
         self._next_evaluation = self.num_timesteps + self.eval_freq

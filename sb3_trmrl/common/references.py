@@ -489,10 +489,14 @@ class References:
     paired: bool
     how: dict[str, str]
 
+    def curves(self) -> dict[str, np.ndarray]:
+        """:return: Mean returns by agent, ``(n_episodes,)``."""
+        return {agent: part.mean(axis=0) for agent, part in self.returns.items()}
+
     def drawn_curves(self) -> dict[str, np.ndarray]:
         """:return: Mean returns by agent, ``(n_episodes,)``, for pictures: random, far below all else, only without blind."""
         left_out = {"random"} if "blind" in self.returns else set()
-        return {agent: part.mean(axis=0) for agent, part in self.returns.items() if agent not in left_out}
+        return {agent: curve for agent, curve in self.curves().items() if agent not in left_out}
 
 
 def load_references(result: AdaptationResult) -> References | None:
