@@ -17,31 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch as th
-import yaml
+from campaign import make_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_trmrl import hyperparams_dir
-from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.zoo import ALGORITHMS
-
-
-def make_model(settings: str, env_id: str, paper_size: bool) -> Any:
-    """
-    :param settings: Name of a file in ``hyperparams/``, without suffix.
-    :param env_id: Its block.
-    :param paper_size: Give the transformer of ``trmrl.yml`` the paper's width and depth, and the update its number of epochs.
-    :return: The agent that RL Zoo makes of it.
-    """
-    block = yaml.safe_load((hyperparams_dir() / f"{settings}.yml").read_text(encoding="utf-8"))[env_id]
-    if isinstance(block.get("policy_kwargs"), str):  # as the zoo does
-        block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th, "dict": dict})
-    if paper_size and settings == "trmrl":
-        block["policy_kwargs"]["memory_encoder_kwargs"].update(embed_dim=128, n_heads=16, n_layers=4)
-        block["target_kl"] = None  # all epochs
-    del block["n_timesteps"]
-    env = make_meta_vec_env(env_id, n_envs=block.pop("n_envs"), seed=0, env_kwargs=block.pop("env_kwargs"))
-    algorithm: Any = ALGORITHMS[settings.removesuffix("_paper")].algorithm
-    return algorithm(block.pop("policy"), env, seed=0, device="cpu", **block)
 
 
 class Clock:

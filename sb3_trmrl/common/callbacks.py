@@ -16,7 +16,7 @@ from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evalu
 OWN_KEYWORDS = ("env_id", "episodes_per_trial", "render_mode", "split", "tasks")
 
 
-class _SeesNormalized:
+class SeesNormalized:
     """
     An agent that was trained behind ``VecNormalize``, for environments without it.
 
@@ -120,7 +120,7 @@ class MetaEvalCallback(BaseCallback):
         assert self.env_id is not None
         vec_normalize = self.model.get_vec_normalize_env()
         result = evaluate_adaptation(
-            self.model if vec_normalize is None else _SeesNormalized(self.model, vec_normalize),
+            self.model if vec_normalize is None else SeesNormalized(self.model, vec_normalize),
             self.env_id,
             n_tasks=self.n_tasks,
             n_episodes=self.n_episodes,

@@ -27,6 +27,7 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
@@ -249,6 +250,7 @@ def train_reference(
     timesteps: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
     progress_bar: bool = False,
+    callback: MaybeCallback = None,
 ) -> TrMRLPPO:
     """
     Train a reference: the PPO of ``TrMRLPPO`` with the settings of ``hyperparams/trmrl.yml``, but two perceptrons on what the
@@ -260,6 +262,7 @@ def train_reference(
     :param timesteps: Steps of training; those of the yaml file if None.
     :param env_kwargs: Keywords of the environment.
     :param progress_bar: Show SB3's progress bar.
+    :param callback: Called in training.
     :return: The trained agent. The oracle's observation has the task appended, see :class:`SeesTasks`; where the family has
         OOD tasks, half of its training is on these.
     :raises ValueError: For observations that are no vectors.
@@ -299,7 +302,7 @@ def train_reference(
         ),
         **settings,
     )
-    model.learn(steps if timesteps is None else timesteps, progress_bar=progress_bar)
+    model.learn(steps if timesteps is None else timesteps, callback=callback, progress_bar=progress_bar)
     env.close()
     return model
 

@@ -1,0 +1,327 @@
+"""
+How well and how fast do agents adapt? Trains agents, evaluates them on unseen tasks, keeps the results.
+
+    python benchmarks/campaign.py --families HalfCheetahVel-v0 --agents trmrl rl2 --seeds 0 1 2    # what is missing of these
+    python benchmarks/campaign_report.py                                                           # docs/results.md
+
+Agents have the settings of ``hyperparams/*.yml``. A finished run is a line in ``--results`` and is not run again; a broken-off
+one goes on from its last checkpoint in ``--folder`` (sb3-contrib's RecurrentPPO and the references start again). Each run has
+one thread; ``--jobs`` of them run at once.
+"""
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Set before torch starts its own threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch as th
+import yaml
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trmrl import evaluate_adaptation, hyperparams_dir, load
+from sb3_trmrl.common.callbacks import SeesNormalized
+from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
+from sb3_trmrl.common.references import SeesTasks, train_reference
+from sb3_trmrl.hub import PretrainedCheckpointCallback, latest_checkpoint, save_pretrained
+from sb3_trmrl.zoo import ALGORITHMS
+
+RESULTS = Path(__file__).resolve().parent / "results" / "campaign.jsonl"
+N_TASKS, N_EPISODES, EVAL_SEED = 20, 6, 0
+"""Every agent meets the same tasks and the same starts of episodes."""
+
+SETTINGS = {"trmrl": "trmrl", "paper": "trmrl_paper", "rl2": "rl2"}
+"""Files of ``hyperparams/``, by the name of the agent."""
+REFERENCES = ("oracle", "reactive", "blind")
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "rl2-lstm": ("rl2", {"policy_kwargs.memory_encoder": "lstm"}),
+    "trmrl-window": (
+        "trmrl",
+        {
+            "policy_kwargs.memory_encoder_kwargs.attention": "window",
+            "policy_kwargs.memory_encoder_kwargs.memory_length": 5,
+            "policy_kwargs.memory_reset": "episode",
+        },
+    ),
+    "trmrl-xavier": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
+    "trmrl-4-layers": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 4}),
+    "trmrl-1-layer": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 1}),
+    "paper-xavier": ("paper", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
+    "paper-window-1": ("paper", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1}),
+    "paper-window-10": ("paper", {"policy_kwargs.memory_encoder_kwargs.memory_length": 10}),
+    "paper-1-layer": ("paper", {"policy_kwargs.memory_encoder_kwargs.n_layers": 1}),
+}
+"""One factor at a time: which agent, and what of its settings is other."""
+AGENTS = (*SETTINGS, "recurrent_ppo", *REFERENCES, *CHANGES)
+
+
+def read_settings(file: str, env_id: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    :param file: Name of a file in ``hyperparams/``, without suffix.
+    :param env_id: Its block.
+    :param changes: Other values, by names like ``"policy_kwargs.memory_reset"``.
+    :return: The block as RL Zoo reads it.
+    """
+    block: dict[str, Any] = yaml.safe_load((hyperparams_dir() / f"{file}.yml").read_text(encoding="utf-8"))[env_id]
+    block = copy.deepcopy(block)  # blocks share what yaml's anchors repeat
+    if isinstance(block.get("policy_kwargs"), str):  # as the zoo does
+        block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th, "dict": dict})
+    for name, value in (changes or {}).items():
+        *path, last = name.split(".")
+        place = block
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return block
+
+
+def make_model(file: str, env_id: str, seed: int, changes: dict[str, Any] | None = None) -> BaseAlgorithm:
+    """
+    :param file: Name of a file in ``hyperparams/``, without suffix.
+    :param env_id: Its block.
+    :param seed: Seed of everything.
+    :param changes: See :func:`read_settings`.
+    :return: The agent that RL Zoo makes of the block, with its environments.
+    """
+    block = read_settings(file, env_id, changes)
+    del block["n_timesteps"]
+    env = make_meta_vec_env(env_id, block.pop("n_envs"), seed, env_kwargs=block.pop("env_kwargs"))
+    algorithm = ALGORITHMS[file.removesuffix("_paper")].algorithm
+    return algorithm(block.pop("policy"), env, seed=seed, device="cpu", **block)
+
+
+def make_recurrent_ppo(env_id: str, seed: int) -> RecurrentPPO:
+    """
+    :param env_id: A block of ``hyperparams/trmrl.yml``, whose settings of PPO it gets.
+    :param seed: Seed of everything.
+    :return: sb3-contrib's RecurrentPPO: one LSTM for actor and critic, as wide as our transformer, behind ``VecNormalize``
+        since it does not normalise.
+    """
+    block = read_settings("trmrl", env_id)
+    policy_kwargs = block.pop("policy_kwargs")
+    for name in ("n_timesteps", "policy"):
+        del block[name]
+    env = make_meta_vec_env(env_id, block.pop("n_envs"), seed, env_kwargs=block.pop("env_kwargs"))
+    return RecurrentPPO(
+        "MlpLstmPolicy",
+        VecNormalize(env, gamma=block["gamma"]),
+        seed=seed,
+        device="cpu",
+        policy_kwargs=dict(
+            lstm_hidden_size=policy_kwargs["memory_encoder_kwargs"]["embed_dim"],
+            shared_lstm=True,
+            enable_critic_lstm=False,
+            log_std_init=policy_kwargs.get("log_std_init", 0.0),
+        ),
+        **block,
+    )
+
+
+class Progress(BaseCallback):
+    """
+    Learning curve and time, in a file after every iteration so that a resumed run has the whole of it.
+
+    :param path: The file.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.points: list[list[Any]] = []
+        self._trials: list[list[float]] = []
+        self._start, self._before = 0.0, 0.0
+
+    def _on_training_start(self) -> None:
+        steps = self.model.num_timesteps
+        if steps > 0:  # resumed: what came after the checkpoint is done again
+            self.points = [point for point in json.loads(self.path.read_text()) if point[0] <= steps]
+            self._before = self.points[-1][1]
+        self._start = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        self._trials += [info["trial"]["returns"] for info in self.locals["infos"] if "trial" in info]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._trials:
+            means = np.mean(self._trials, axis=0).round(2).tolist()
+            self.points.append([self.num_timesteps, round(self.seconds, 1), means])
+            self._trials = []
+            self.path.write_text(json.dumps(self.points))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return self._before + time.perf_counter() - self._start
+
+
+def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> tuple[BaseAlgorithm, Progress]:
+    """
+    :param agent: One of ``AGENTS``.
+    :param env_id: The family.
+    :param seed: Seed of everything.
+    :param timesteps: Steps of training.
+    :param folder: For checkpoints, and for the trained agent.
+    :return: The agent, and the course of its training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress(folder / "progress.json")
+    if agent in REFERENCES:
+        return train_reference(agent, env_id, seed, timesteps, callback=progress), progress
+    if agent == "recurrent_ppo":
+        return make_recurrent_ppo(env_id, seed).learn(timesteps, callback=progress), progress
+    base, changes = CHANGES.get(agent, (agent, {}))
+    checkpoint = latest_checkpoint(folder)
+    model: Any = make_model(SETTINGS[base], env_id, seed, changes) if checkpoint is None else load(checkpoint, device="cpu")
+    saving = PretrainedCheckpointCallback(max(1, timesteps // 20), folder, keep_last=1, score=lambda model: None)
+    left = timesteps - model.num_timesteps
+    if left > 0:
+        model.learn(left, callback=[progress, saving], reset_num_timesteps=False)
+    else:
+        progress.points = json.loads(progress.path.read_text())
+        progress._before, progress._start = progress.points[-1][1], time.perf_counter()
+    save_pretrained(model, folder / "final")
+    return model, progress
+
+
+def evaluate(agent: str, model: BaseAlgorithm, env_id: str, split: str) -> AdaptationResult:
+    """
+    :param agent: One of ``AGENTS``.
+    :param model: The trained agent.
+    :param env_id: The family.
+    :param split: Where tasks are drawn from.
+    :return: Its returns.
+    """
+    player: Any = model
+    settings: dict[str, Any] = dict(n_tasks=N_TASKS, n_episodes=N_EPISODES, split=split, seed=EVAL_SEED)
+    if agent == "oracle":
+        # Which tasks these are, it has to be told before
+        tasks = evaluate_adaptation(_no_action(env_id), env_id, **{**settings, "n_episodes": 1}).tasks
+        player = SeesTasks(model, tasks)
+    vec_normalize = model.get_vec_normalize_env()
+    if vec_normalize is not None:
+        player = SeesNormalized(model, vec_normalize)
+    return evaluate_adaptation(player, env_id, **settings)
+
+
+def _no_action(env_id: str) -> Callable[[np.ndarray], np.ndarray]:
+    action_space = make_trials(env_id, {}).action_space
+    return lambda observations: np.zeros((len(observations), *(action_space.shape or ())), dtype=action_space.dtype)
+
+
+def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> dict[str, Any]:
+    """
+    Train, evaluate.
+
+    :param agent: One of ``AGENTS``.
+    :param env_id: The family.
+    :param seed: Seed of everything.
+    :param timesteps: Steps of training.
+    :param folder: For checkpoints, and for the trained agent.
+    :return: The line of the file of results.
+    """
+    th.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    model, progress = train(agent, env_id, seed, timesteps, folder)
+    splits = [split for split in ("test", "ood") if split in make_trials(env_id, {}).meta_env.splits]
+    return dict(
+        family=env_id,
+        agent=agent,
+        seed=seed,
+        timesteps=model.num_timesteps,
+        seconds=round(progress.seconds, 1),
+        parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
+        curve=thinned(progress.points),
+        # (n_tasks, n_episodes) each
+        returns={split: evaluate(agent, model, env_id, split).returns.round(2).tolist() for split in splits},
+    )
+
+
+def thinned(points: list[list[Any]], at_most: int = 100) -> list[list[Any]]:
+    """
+    :param points: Steps, seconds and mean return of each episode, for each iteration.
+    :param at_most: How many are wanted.
+    :return: As many or fewer points: means over equally many neighbours, which end at the last one's steps and seconds.
+    """
+    together = -(-len(points) // at_most)
+    parts = [points[start : start + together] for start in range(0, len(points), together)]
+    return [[*part[-1][:2], np.mean([point[2] for point in part], axis=0).round(2).tolist()] for part in parts]
+
+
+def facts() -> dict[str, Any]:
+    """:return: What a number depends on, beside the settings."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
+    packages = ("sb3_trmrl", "stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
+    return dict(
+        commit=commit.stdout.strip(),
+        versions={name: importlib.metadata.version(name) for name in packages},
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, one thread per run",
+        date=time.strftime("%Y-%m-%d"),
+    )
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """
+    :param path: File of results.
+    :return: Its runs; none if there is no file.
+    """
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", required=True, metavar="ID", help="blocks of hyperparams/*.yml")
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--timesteps", type=int, default=2_000_000)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--folder", type=Path, default=Path("runs/campaign"), help="for checkpoints and trained agents")
+    arguments = parser.parse_args()
+    done = {(line["family"], line["agent"], line["seed"]) for line in read_results(arguments.results)}
+    missing = [
+        (agent, family, seed, arguments.timesteps, arguments.folder / f"{family}_{agent}_seed{seed}")
+        for family in arguments.families
+        for seed in arguments.seeds
+        for agent in arguments.agents
+        if (family, agent, seed) not in done
+    ]
+    print(f"{len(missing)} runs of {arguments.timesteps:,} steps to do")
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    origin = facts()
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        for number, line in enumerate(pool.imap_unordered(_run, missing), start=1):
+            with arguments.results.open("a") as file:
+                file.write(json.dumps({**line, **origin}) + "\n")
+            curve = np.mean(line["returns"]["test"], axis=0)
+            print(
+                f"[{number}/{len(missing)}] {line['family']} {line['agent']} seed {line['seed']}: return per episode "
+                f"{curve.round(1).tolist()} on unseen tasks, {line['seconds'] / 60:.0f} minutes",
+                flush=True,
+            )
+
+
+def _run(job: tuple[str, str, int, int, Path]) -> dict[str, Any]:
+    return run(*job)
+
+
+if __name__ == "__main__":
+    main()
