@@ -91,6 +91,7 @@ setup(
         "gymnasium>=1.1,<2",
         "mujoco>=3.3,<5",  # Meta-World pins 3.3.0
         "numpy>=1.26,<3",
+        "cloudpickle>=2.2,<4",  # as SB3: functions that make environments, on their way to other processes
         "torch>=2.8,<3",
         "safetensors>=0.5,<1",
         "huggingface_hub>=2.0,<3",

@@ -29,6 +29,7 @@ import sb3_trmrl
 from sb3_trmrl import RL2PPO, TrMRLPPO
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.common.vec_env import ProcessVecEnv
 from sb3_trmrl.hub import PretrainedCheckpointCallback, latest_checkpoint
 
 SMALL: dict[str, Any] = dict(embed_dim=8, n_heads=2, n_layers=1)
@@ -74,6 +75,11 @@ def subprocesses() -> MemoryPPO:
     return trmrl(env, 12)
 
 
+def processes() -> MemoryPPO:
+    env = make_meta_vec_env("SparsePointRobot-v0", 3, seed=0, env_kwargs=dict(horizon=7), vec_env_cls=ProcessVecEnv)
+    return trmrl(env, 12)
+
+
 def two_phases() -> MemoryPPO:
     env = make_meta_vec_env("PointRobot-v0", 3, seed=0, env_kwargs=dict(horizon=7))
     update = dict(value_learning_rate=1e-3, policy_decay=dict(start=1, end=3, factor=0.1))
@@ -99,13 +105,14 @@ CASES: dict[str, Callable[[], MemoryPPO]] = {
         cheetah_gsde,
         walker_rand_params,
         subprocesses,
+        processes,
         two_phases,
         episodes_separate_critic,
         vec_normalize,
     )
 }
 #: Wrappers are not part of a file
-NEEDS_ENV = ("subprocesses", "vec_normalize")
+NEEDS_ENV = ("subprocesses", "processes", "vec_normalize")
 
 
 class Rows(KVWriter):

@@ -7,19 +7,21 @@ import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_trmrl.common.vec_env import MujocoVecEnv
+from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
+from sb3_trmrl.common.vec_env.mujoco_vec_env import n_usable_cores
 from sb3_trmrl.envs.meta_env import Task
+from sb3_trmrl.envs.trial import TrialWrapper
 
 
 class _GymMake:
     """
-    ``gym.make`` of one id, as an object: unpickling it in a subprocess imports this package, which registers the ids there.
+    ``gym.make`` of one id, as an object that can be sent to another process: it brings the id's registration along.
 
     :param env_id: A registered id.
     """
 
     def __init__(self, env_id: str):
-        self.env_id = env_id
+        self.spec = gym.spec(env_id)
 
     def __call__(self, **env_kwargs: Any) -> gym.Env[Any, Any]:
         """
@@ -27,21 +29,38 @@ class _GymMake:
         :return: The environment, with ``render_mode="rgb_array"`` where it has that and no other was asked for.
         """
         try:
-            return gym.make(self.env_id, **{"render_mode": "rgb_array", **env_kwargs})
+            return gym.make(self.spec, **{"render_mode": "rgb_array", **env_kwargs})
         except TypeError:  # an environment without the keyword render_mode
-            return gym.make(self.env_id, **env_kwargs)
+            return gym.make(self.spec, **env_kwargs)
 
 
 def fastest_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **vec_env_kwargs: Any) -> VecEnv:
     """
     :param env_fns: Functions that make the environments.
     :param vec_env_kwargs: Keywords for the vectorised environment.
-    :return: ``MujocoVecEnv`` if it can step them, else ``DummyVecEnv``.
+    :return: ``MujocoVecEnv`` if it can step them; ``ProcessVecEnv`` for more than one of a family whose ``steps_are_slow``, if
+        there is more than one core; else ``DummyVecEnv``.
     """
+    if len(env_fns) == 0:
+        raise ValueError("env_fns must hold at least one function, got none")
+    first = env_fns[0]()
+    # With keywords it was chosen by the caller: DummyVecEnv has none
+    if steps_are_slow(first) and (vec_env_kwargs or min(len(env_fns), n_usable_cores()) > 1):
+        first.close()
+        return ProcessVecEnv(env_fns, **vec_env_kwargs)
     # Made once: a monitor would write its file again
-    envs = [env_fn() for env_fn in env_fns]
+    envs = [first, *(env_fn() for env_fn in env_fns[1:])]
     vec_env_cls: Callable[..., VecEnv] = MujocoVecEnv if MujocoVecEnv.can_step(envs) else DummyVecEnv
     return vec_env_cls([lambda env=env: env for env in envs], **vec_env_kwargs)
+
+
+def steps_are_slow(env: gym.Env[Any, Any]) -> bool:
+    """
+    :param env: An environment.
+    :return: Whether it is a trial environment of a family that says so, see ``MetaEnv.steps_are_slow``.
+    """
+    trial = env.unwrapped
+    return isinstance(trial, TrialWrapper) and trial.meta_env.steps_are_slow
 
 
 def make_meta_vec_env(
@@ -51,7 +70,7 @@ def make_meta_vec_env(
     start_index: int = 0,
     monitor_dir: str | None = None,
     env_kwargs: dict[str, Any] | None = None,
-    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | type[MujocoVecEnv] | None = None,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | type[MujocoVecEnv] | type[ProcessVecEnv] | None = None,
     vec_env_kwargs: dict[str, Any] | None = None,
     monitor_kwargs: dict[str, Any] | None = None,
     tasks: Sequence[Task] | None = None,
@@ -65,7 +84,7 @@ def make_meta_vec_env(
     :param start_index: Index of the first slot.
     :param monitor_dir: Folder for monitor files; None writes none.
     :param env_kwargs: Keywords for every environment: ``episodes_per_trial``, ``split``, ``horizon``, ...
-    :param vec_env_cls: Default: ``MujocoVecEnv`` for the MuJoCo families, else ``DummyVecEnv``.
+    :param vec_env_cls: Default: :func:`fastest_vec_env`.
     :param vec_env_kwargs: Keywords for it.
     :param monitor_kwargs: Keywords for ``Monitor``.
     :param tasks: One task for each slot, which plays nothing else. (``env_kwargs["tasks"]`` is another thing: a list that

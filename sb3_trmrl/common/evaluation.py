@@ -1,5 +1,6 @@
 """Meta-evaluation: how the return grows over the episodes of a trial, on tasks that training has not seen."""
 
+import dataclasses
 import json
 import time
 import zipfile
@@ -98,6 +99,23 @@ class AdaptationResult:
         :return: Lower and upper bound for each episode, shape (n_episodes,) each
         """
         return curve_interval(self.returns[None], confidence, n_bootstrap, seed)
+
+    def by_environment(self) -> dict[str, "AdaptationResult"]:
+        """
+        :return: The results of each environment of a family that has several (``"environment"`` in its tasks: ML10, say), by
+            its name, in the order of the names; empty for other families
+        """
+        names = np.array([task.get("environment", "") for task in self.tasks])
+        return {str(name): self._part(np.flatnonzero(names == name)) for name in np.unique(names[names != ""])}
+
+    def _part(self, rows: np.ndarray) -> "AdaptationResult":
+        return dataclasses.replace(
+            self,
+            tasks=[self.tasks[row] for row in rows],
+            returns=self.returns[rows],
+            lengths=self.lengths[rows],
+            success=None if self.success is None else self.success[rows],
+        )
 
     def save(self, path: str | Path) -> None:
         """

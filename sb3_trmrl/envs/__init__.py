@@ -2,6 +2,7 @@
 
 from sb3_trmrl.envs.bandit import MetaBandit
 from sb3_trmrl.envs.meta_env import MetaEnv, Task
+from sb3_trmrl.envs.metaworld import METAWORLD_ENVS, MetaWorldEnv
 from sb3_trmrl.envs.mujoco import (
     AntDir,
     AntFwdBack,
@@ -14,11 +15,13 @@ from sb3_trmrl.envs.mujoco import (
     Walker2DRandParams,
 )
 from sb3_trmrl.envs.point_robot import PointRobot, SparsePointRobot
-from sb3_trmrl.envs.registration import META_ENVS, make_trial_env, register_envs
+from sb3_trmrl.envs.registration import META_ENVS, TASK_FAMILIES, make_trial_env, register_envs
 from sb3_trmrl.envs.trial import TokenSpace, TrialWrapper
 
 __all__ = [
+    "METAWORLD_ENVS",
     "META_ENVS",
+    "TASK_FAMILIES",
     "AntDir",
     "AntFwdBack",
     "AntGoal",
@@ -28,6 +31,7 @@ __all__ = [
     "HumanoidDir",
     "MetaBandit",
     "MetaEnv",
+    "MetaWorldEnv",
     "MujocoMetaEnv",
     "PointRobot",
     "SparsePointRobot",

@@ -1,5 +1,6 @@
 """The base class of task families: one episode of one task."""
 
+import copy
 import difflib
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -11,7 +12,10 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 Task = dict[str, Any]
-"""One MDP of a family, as JSON: floats and (nested) lists of floats by name, e.g. ``{"velocity": 1.3}``."""
+"""
+One MDP of a family, as JSON: floats and (nested) lists of floats by name, e.g. ``{"velocity": 1.3}``. A family with a
+``check_task`` of its own may have other values (Meta-World: names of environments).
+"""
 
 EnvState = dict[str, Any]
 """State of a running environment as data: JSON, with numpy arrays as leaves."""
@@ -93,6 +97,11 @@ class MetaEnv(gym.Env[Any, Any]):
     """The splits that the family has; one without tasks outside its training range leaves out ``"ood"``."""
     task_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     """Shape of every task parameter, ``()`` for a number. An instance may set its own."""
+    steps_are_slow: ClassVar[bool] = False
+    """
+    Whether a step takes so long in Python (a good part of a millisecond) that slots are worth processes of their own:
+    ``make_meta_vec_env`` then takes :class:`~sb3_trmrl.common.vec_env.ProcessVecEnv`.
+    """
 
     def __init__(self, horizon: int, render_mode: str | None = None):
         if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
@@ -108,6 +117,8 @@ class MetaEnv(gym.Env[Any, Any]):
         self._has_task = False
         self._elapsed_steps = 0
         self._needs_reset = True
+        self.draws: dict[str, Any] = {}
+        """What a family remembers from one draw of tasks to the next, as JSON; it belongs to the generator that draws."""
 
     # ---- tasks -------------------------------------------------------------------------------------------------
 
@@ -207,6 +218,8 @@ class MetaEnv(gym.Env[Any, Any]):
         :return: Observation and info.
         """
         super().reset(seed=seed)
+        if seed is not None:
+            self.draws = {}
         if options:
             raise ValueError(f"options of {type(self).__name__}.reset() must be empty, got {options!r}")
         self._require_task("reset()")
@@ -243,6 +256,7 @@ class MetaEnv(gym.Env[Any, Any]):
         return {
             "task": self.get_task() if self._has_task else None,
             "elapsed_steps": self._elapsed_steps,
+            "draws": copy.deepcopy(self.draws),
             "needs_reset": self._needs_reset,
             "np_random": generator_state(self._np_random),
             "np_random_seed": self._np_random_seed,
@@ -259,6 +273,7 @@ class MetaEnv(gym.Env[Any, Any]):
         if state["task"] is not None:
             self.set_task(state["task"])
         self._elapsed_steps = int(state["elapsed_steps"])
+        self.draws = copy.deepcopy(dict(state.get("draws", {})))  # version 0.1.0 wrote none
         self._needs_reset = bool(state["needs_reset"])
         self._np_random = generator_from_state(state["np_random"])
         self._np_random_seed = state["np_random_seed"]

@@ -1,13 +1,14 @@
 """Environment ids: every one is complete, i.e. makes a trial environment with token observations."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 
 from sb3_trmrl.envs.bandit import MetaBandit
 from sb3_trmrl.envs.meta_env import MetaEnv, Task
+from sb3_trmrl.envs.metaworld import METAWORLD_ENVS
 from sb3_trmrl.envs.mujoco import (
     AntDir,
     AntFwdBack,
@@ -34,7 +35,10 @@ META_ENVS: dict[str, type[MetaEnv]] = {
     "Walker2DRandParams-v0": Walker2DRandParams,
     "HopperRandParams-v0": HopperRandParams,
 }
-"""Task family of every registered id."""
+"""Task family of every registered id that needs no extra."""
+
+TASK_FAMILIES: dict[str, Callable[..., MetaEnv]] = {**META_ENVS, **METAWORLD_ENVS}
+"""What makes the task family of every registered id."""
 
 
 def make_trial_env(
@@ -47,7 +51,7 @@ def make_trial_env(
     """
     Make a trial environment; the entry point behind ``gym.make(env_id, ...)``.
 
-    :param env_id: One of ``META_ENVS``.
+    :param env_id: One of ``TASK_FAMILIES``.
     :param episodes_per_trial: Episodes of one task in a trial.
     :param split: Split that tasks are drawn from.
     :param tasks: Play these tasks in turn instead.
@@ -55,12 +59,13 @@ def make_trial_env(
     :return: The environment.
     :raises ValueError: On an unknown id or a bad value.
     :raises TypeError: On a keyword that the family does not have.
+    :raises ImportError: If the family needs an extra that is not installed.
     """
-    if env_id not in META_ENVS:
-        near = difflib.get_close_matches(str(env_id), META_ENVS, n=1)
+    if env_id not in TASK_FAMILIES:
+        near = difflib.get_close_matches(str(env_id), TASK_FAMILIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"env_id={env_id!r} is no task family, there are {list(META_ENVS)}.{hint}")
-    return TrialWrapper(META_ENVS[env_id](**family_kwargs), episodes_per_trial, split, tasks)
+        raise ValueError(f"env_id={env_id!r} is no task family, there are {list(TASK_FAMILIES)}.{hint}")
+    return TrialWrapper(TASK_FAMILIES[env_id](**family_kwargs), episodes_per_trial, split, tasks)
 
 
 # gym.make reads this from the entry point. It then shows render_mode="human" through its own HumanRendering wrapper.
@@ -69,6 +74,6 @@ make_trial_env.metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # t
 
 def register_envs() -> None:
     """Register all ids with Gymnasium; doing it again changes nothing."""
-    for env_id in META_ENVS:
+    for env_id in TASK_FAMILIES:
         if env_id not in gym.registry:
             gym.register(id=env_id, entry_point="sb3_trmrl.envs.registration:make_trial_env", kwargs={"env_id": env_id})

@@ -1,5 +1,6 @@
 """Trials: several episodes of one task as one gymnasium episode with token observations (docs/guide/concepts.md)."""
 
+import copy
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -158,6 +159,7 @@ class TrialWrapper(gym.Env[Any, Any]):
             self.set_tasks(tasks)
         self._seed: int | None = None
         self._task_generators: dict[str, np.random.Generator] = {}
+        self._task_draws: dict[str, dict[str, Any]] = {}
         self._running = False
         # The trial so far, one entry per finished episode
         self._returns: list[float] = []
@@ -190,12 +192,13 @@ class TrialWrapper(gym.Env[Any, Any]):
             self._task_generators[split] = np.random.default_rng([entropy, zlib.crc32(split.encode())])
         # The base environment's generator is for its episodes; lend it ours, so that tasks do not depend on how much
         # randomness the episodes before have used.
-        episode_generator = self.meta_env.np_random
-        self.meta_env.np_random = self._task_generators[split]
+        family = self.meta_env
+        episode_generator, own_draws = family.np_random, family.draws
+        family.np_random, family.draws = self._task_generators[split], self._task_draws.setdefault(split, {})
         try:
-            return self.meta_env.sample_tasks(n, split)
+            return family.sample_tasks(n, split)
         finally:
-            self.meta_env.np_random = episode_generator
+            family.np_random, family.draws = episode_generator, own_draws
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
         """
@@ -245,7 +248,7 @@ class TrialWrapper(gym.Env[Any, Any]):
             episode_seed = int(self.np_random.integers(2**31))
             self._next_task = 0
             self._seed = seed
-            self._task_generators = {}
+            self._task_generators, self._task_draws = {}, {}
         self.meta_env.set_task(self._choose_task(options))
         observation, info = self.env.reset(seed=episode_seed)
         self._returns, self._lengths, self._successes = [], [], []
@@ -334,6 +337,7 @@ class TrialWrapper(gym.Env[Any, Any]):
             "tasks": self._tasks,
             "next_task": self._next_task,
             "task_generators": {split: generator_state(generator) for split, generator in self._task_generators.items()},
+            "task_draws": copy.deepcopy(self._task_draws),
             "running": self._running,
             "returns": list(self._returns),
             "lengths": list(self._lengths),
@@ -365,6 +369,7 @@ class TrialWrapper(gym.Env[Any, Any]):
         saved = state["task_generators"].items()
         generators = {self.meta_env.check_split(split): generator_from_state(generator) for split, generator in saved}
         self._task_generators = {split: generator for split, generator in generators.items() if generator is not None}
+        self._task_draws = copy.deepcopy(dict(state.get("task_draws", {})))  # version 0.1.0 wrote none
         self.meta_env.set_state(state["meta_env"])
         self._running = bool(state["running"])
         self._returns = [float(value) for value in state["returns"]]

@@ -20,7 +20,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.common.vec_env import MujocoVecEnv
+from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
 from sb3_trmrl.envs.meta_env import generator_from_state, generator_state
 from sb3_trmrl.hub.errors import MalformedFileError, NotDescribableError, PretrainedError, WrongTensorsError
 from sb3_trmrl.hub.files import decode_float, encode_float
@@ -29,7 +29,7 @@ COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "
 """Attributes of the algorithm that count."""
 INFO_BUFFERS = ("ep_info_buffer", "ep_success_buffer", "trial_info_buffer")
 """Attributes of the algorithm that keep the last trials for the log."""
-VEC_ENVS = (DummyVecEnv, SubprocVecEnv, MujocoVecEnv)
+VEC_ENVS = (DummyVecEnv, SubprocVecEnv, MujocoVecEnv, ProcessVecEnv)
 """Vectorised environments whose slots' state can be read and set."""
 STATELESS_WRAPPERS = ("PassiveEnvChecker", "OrderEnforcing")
 """Wrappers around a trial environment that a reset brings into the state they need."""
@@ -280,7 +280,7 @@ def _why_fresh(model: MemoryPPO, rollout: State | None) -> str | None:
     if slots is None:
         return (
             "the state of this environment is not known (only that of this package's environments without foreign wrappers, "
-            "in DummyVecEnv, SubprocVecEnv or MujocoVecEnv, and of families with _get_state and _set_state)"
+            "in DummyVecEnv, SubprocVecEnv, MujocoVecEnv or ProcessVecEnv, and of families with _get_state and _set_state)"
         )
     if rollout is None:
         return "the checkpoint holds no state of the environments (they were foreign, or it was saved in the middle of a step)"

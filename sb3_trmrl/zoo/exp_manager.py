@@ -21,8 +21,9 @@ class MetaExperimentManager(ZooExperimentManager):
 
     - Algorithm: its file in ``hyperparams/`` of this package. A ``--conf-file hyperparams/...`` that does not exist is looked
       for in that folder too.
-    - Environment: ``MujocoVecEnv`` if it can step it (``--vec-env subproc`` stays). Evaluation with the keywords of training
-      on the test split; on the train split when hyperparameters are optimised, since the test tasks are there to judge them.
+    - Environment: the vectorised environment that steps it fastest (``--vec-env subproc`` stays). Evaluation with the
+      keywords of training on the test split; on the train split when hyperparameters are optimised, since the test tasks are
+      there to judge them.
 
     :param args: Parsed command line
     :param algo: Name of the algorithm

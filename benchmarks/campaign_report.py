@@ -1,0 +1,254 @@
+"""
+Tables and pictures of the campaign, from its data.
+
+    python benchmarks/campaign_report.py
+
+In ``docs/results.md`` it writes what stands between ``<!-- FAMILY: TABLE -->`` and ``<!-- end -->`` and leaves the rest as it
+is; pictures go to ``docs/images``. A table has the runs of the most steps that there are for its family.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from campaign import CHANGES, EVAL_SEED, N_EPISODES, N_TASKS, RESULTS, read_results
+
+from sb3_trmrl.common.statistics import adaptation_score, bootstrap_interval, interquartile_mean, score_interval
+from sb3_trmrl.plots.style import LineStyle, agent_style, finish, new_figure, reference_style, save_figure
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+LABELS = {
+    "oracle": "PPO, oracle (sees the task)",
+    "trmrl": "**TrMRL, our default**",
+    "rl2": "RL2 (ours)",
+    "recurrent_ppo": "RecurrentPPO (sb3-contrib)",
+    "paper": "TrMRL, paper's preset",
+    "reactive": "PPO, reactive (token, no memory)",
+    "blind": "PPO, blind (observation, no memory)",
+}
+CHANGE_LABELS = {
+    "rl2-lstm": "RL2 with an LSTM instead of the GRU",
+    "trmrl-window": "our default with a window of 5, emptied at every episode",
+    "trmrl-xavier": "our default without T-Fixup (Xavier)",
+    "trmrl-4-layers": "our default with 4 layers",
+    "trmrl-1-layer": "our default with 1 layer",
+    "paper-xavier": "paper's preset without T-Fixup (Xavier)",
+    "paper-window-1": "paper's preset with a window of 1",
+    "paper-window-10": "paper's preset with a window of 10",
+    "paper-1-layer": "paper's preset with 1 layer",
+}
+assert set(CHANGE_LABELS) == set(CHANGES)
+
+Runs = Sequence[Mapping[str, Any]]
+
+
+def stacked(runs: Runs, split: str) -> np.ndarray:
+    """
+    :param runs: Runs of one agent.
+    :param split: A split.
+    :return: Returns, ``(n_runs, n_tasks, n_episodes)``.
+    """
+    return np.array([run["returns"][split] for run in runs])
+
+
+def number(value: float, interval: tuple[float, float], digits: int) -> str:
+    """
+    :param value: A number.
+    :param interval: Its interval.
+    :param digits: After the point.
+    :return: Number and interval.
+    """
+    low, high = (f"{bound:.{digits}f}" for bound in interval)
+    return f"{value:.{digits}f} [{low}, {high}]"
+
+
+def returned(returns: np.ndarray) -> str:
+    """
+    :param returns: ``(n_runs, n_tasks)``.
+    :return: Interquartile mean over runs and tasks, and its interval over runs.
+    """
+    value = float(interquartile_mean(returns))
+    low, high = bootstrap_interval(returns)
+    return number(value, (float(low), float(high)), 0 if abs(value) >= 100 else 1)
+
+
+def table(by_agent: Mapping[str, Runs], labels: Mapping[str, str]) -> str:
+    """
+    :param by_agent: Runs of one family.
+    :param labels: Agents in the order of the rows.
+    :return: In Markdown.
+    """
+    references = {name: stacked(by_agent[name], "test").mean(axis=0) for name in ("blind", "oracle") if name in by_agent}
+    has_ood = any("ood" in run["returns"] for runs in by_agent.values() for run in runs)
+    head = ["agent", "seeds", "return, episode 1", "episodes 2 to 6", "score, episode 1", "episodes 2 to 6"]
+    head += [*(["OOD return, episodes 2 to 6"] if has_ood else []), "steps", "minutes"]
+    rows = []
+    for agent, label in labels.items():
+        if agent not in by_agent:
+            continue
+        runs = by_agent[agent]
+        returns = stacked(runs, "test")
+        cells = [label, str(len(runs)), returned(returns[..., 0]), returned(returns[..., 1:].mean(axis=-1))]
+        cells += _scores(returns, references) if len(references) == 2 else ["", ""]
+        if has_ood:
+            cells.append(returned(stacked(runs, "ood")[..., 1:].mean(axis=-1)))
+        minutes = [run["seconds"] / 60 for run in runs]
+        cells += [f"{runs[0]['timesteps'] / 1e6:.2f}M", f"{np.mean(minutes):.0f}"]
+        rows.append(cells)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _scores(returns: np.ndarray, references: Mapping[str, np.ndarray]) -> list[str]:
+    """:return: Adaptation score of the first episode and of the mean of the later ones, intervals over runs and tasks."""
+    cells = []
+    for part in (slice(0, 1), slice(1, None)):
+        blind, oracle, own = (
+            array[..., part].mean(axis=-1, keepdims=True) for array in (references["blind"], references["oracle"], returns)
+        )
+        value = float(adaptation_score(own.mean(axis=0), blind, oracle)[0])
+        low, high = score_interval(own, blind, oracle)
+        cells.append(number(value, (float(low[0]), float(high[0])), 2))
+    return cells
+
+
+def steps_to(runs: Runs, level: float) -> float:
+    """
+    :param runs: Runs of one agent.
+    :param level: A return per episode, in training.
+    :return: Steps after which the mean curve of the runs stays at that level for the rest or longer than a twentieth of the
+        training; infinite if it never does.
+    """
+    steps, curve = mean_curve(runs)
+    width = max(1, len(curve) // 20)
+    smooth = np.convolve(curve, np.ones(width) / width, mode="valid")
+    reached = np.flatnonzero(smooth >= level)
+    return float(steps[reached[0] + width - 1]) if len(reached) else float("inf")
+
+
+def mean_curve(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param runs: Runs of one agent.
+    :return: Steps, and return per episode in training, mean over runs and the episodes of a trial.
+    """
+    length = min(len(run["curve"]) for run in runs)
+    steps = np.array([point[0] for point in runs[0]["curve"][:length]])
+    return steps, np.mean([[np.mean(point[2]) for point in run["curve"][:length]] for run in runs], axis=0)
+
+
+def speed(by_agent: Mapping[str, Runs]) -> str:
+    """
+    :param by_agent: Runs of one family.
+    :return: Steps to the final return of other agents, in Markdown.
+    """
+    lines = ["| to the final return of | it takes that agent | our default | ratio |", "|---|---:|---:|---:|"]
+    for other in ("paper", "rl2", "recurrent_ppo", "reactive"):
+        if other not in by_agent or "trmrl" not in by_agent:
+            continue
+        _, curve = mean_curve(by_agent[other])
+        level = float(curve[-max(1, len(curve) // 20) :].mean())
+        theirs, ours = steps_to(by_agent[other], level), steps_to(by_agent["trmrl"], level)
+        ratio = "never" if np.isinf(ours) else f"{theirs / ours:.1f}"
+        reached = "" if np.isinf(ours) else f"{ours / 1e6:.2f}M"
+        lines.append(f"| {LABELS[other]}: {level:.0f} | {theirs / 1e6:.2f}M | {reached} | {ratio} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def picture(by_agent: Mapping[str, Runs], family: str, path: Path) -> None:
+    """
+    Learning curves against steps and wall time, and adaptation curves on the test tasks.
+
+    :param by_agent: Runs of the family.
+    :param family: Its id.
+    :param path: Where the picture goes.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    figure = new_figure(15.0, 4.2)
+    against_steps, against_time, adaptation = figure.subplots(1, 3)
+    ours = [name for name in LABELS if name in by_agent]
+    styles: dict[str, LineStyle] = {}
+    for agent in ours:
+        is_reference = agent in ("oracle", "reactive", "blind")
+        styles[agent] = reference_style(agent) if is_reference else agent_style(len(styles))
+    for agent in ours:
+        color, linestyle, marker = styles[agent]
+        label = LABELS[agent].strip("*")
+        runs = by_agent[agent]
+        steps, curve = mean_curve(runs)
+        singles = np.array([[np.mean(point[2]) for point in run["curve"][: len(steps)]] for run in runs])
+        minutes = np.mean([[point[1] / 60 for point in run["curve"][: len(steps)]] for run in runs], axis=0)
+        for axes, x in ((against_steps, steps), (against_time, minutes)):
+            axes.plot(x, curve, color=color, linestyle=linestyle, linewidth=1.8, label=label)
+            axes.fill_between(x, singles.min(axis=0), singles.max(axis=0), color=color, alpha=0.12, linewidth=0)
+        mean = stacked(runs, "test").mean(axis=(0, 1))
+        adaptation.plot(range(1, len(mean) + 1), mean, color=color, linestyle=linestyle, marker=marker, label=label)
+    against_steps.xaxis.set_major_formatter(EngFormatter(sep=""))
+    finish(against_steps, "steps of training", "return per episode, in training", f"{family}: mean and range of the seeds")
+    finish(against_time, "minutes of training, one thread", "", "the same against wall time", legend=False)
+    finish(adaptation, "episode of the trial", "return on unseen tasks", "adaptation after training", legend=False)
+    save_figure(figure, path)
+
+
+def origin(runs: Runs) -> str:
+    """
+    :param runs: Runs of a table.
+    :return: Where they come from.
+    """
+
+    def all_of(name: str) -> str:
+        return ", ".join(sorted({str(run[name]) for run in runs}))
+
+    versions = runs[-1]["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "stable_baselines3", "gymnasium", "mujoco"))
+    return f"Commits {all_of('commit')}; {named}; {all_of('machine')}; {all_of('date')}."
+
+
+def sections(runs: Runs) -> dict[str, str]:
+    """
+    :param runs: All runs.
+    :return: Generated text by the name of its place.
+    """
+    parts = {}
+    for family in sorted({run["family"] for run in runs}):
+        of_family = [run for run in runs if run["family"] == family]
+        most = max(run["timesteps"] for run in of_family)
+        of_family = [run for run in of_family if run["timesteps"] > 0.9 * most]
+        by_agent: dict[str, list[Mapping[str, Any]]] = {}
+        for run in of_family:
+            by_agent.setdefault(str(run["agent"]), []).append(run)
+        image = f"results_{family.removesuffix('-v0').lower()}.png"
+        picture(by_agent, family, DOCS / "images" / image)
+        parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(of_family)}\n\n![{family}](images/{image})"
+        parts[f"{family}: speed"] = speed(by_agent)
+        bases = {agent: LABELS[agent] for agent in ("trmrl", "rl2", "paper")}
+        if any(agent in by_agent for agent in CHANGE_LABELS):
+            parts[f"{family}: one factor"] = table(by_agent, {**bases, **CHANGE_LABELS})
+    return parts
+
+
+def main() -> None:
+    """Write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
+    arguments = parser.parse_args()
+    print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seed {EVAL_SEED}")
+    text = arguments.page.read_text(encoding="utf-8")
+    for name, content in sections(read_results(arguments.results)).items():
+        text, count = re.subn(
+            rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
+            lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}",  # type: ignore[misc]
+            text,
+            flags=re.DOTALL,
+        )
+        print(f"{name}: {'written' if count else 'no place for it in the page'}\n\n{content}\n")
+    arguments.page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
