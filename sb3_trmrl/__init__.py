@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
+from sb3_trmrl.common.metaworld_evaluation import evaluate_metaworld
 from sb3_trmrl.envs.registration import register_envs
 from sb3_trmrl.hub import load
 from sb3_trmrl.memory_encoders import register_memory_encoder
@@ -34,6 +35,7 @@ __all__ = [
     "TrMRLPolicy",
     "__version__",
     "evaluate_adaptation",
+    "evaluate_metaworld",
     "hyperparams_dir",
     "load",
     "register_memory_encoder",

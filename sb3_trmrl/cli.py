@@ -5,7 +5,7 @@ import importlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,30 @@ def evaluation_text(result: AdaptationResult, references: References | None) -> 
     if "reactive_score" in scores:
         header.append("reactive's score")
         columns.append([number(value) for value in scores["reactive_score"]])
-    return "\n".join([table(header, list(zip(*columns, strict=True))), *describe_references(references)])
+    parts = [table(header, list(zip(*columns, strict=True))), *describe_references(references)]
+    environments = result.by_environment()
+    if len(environments) > 1:
+        parts += ["", environments_text(environments, digits)]
+    return "\n".join(parts)
+
+
+def environments_text(environments: Mapping[str, AdaptationResult], digits: int) -> str:
+    """
+    :param environments: Results by environment, of families that have several.
+    :param digits: Decimals of returns.
+    :return: A table of the first and the last episode.
+    """
+    header = ["environment", "tasks", "first return", "last return"]
+    rows = [
+        [name, str(part.n_tasks), number(part.curve[0], digits), number(part.curve[-1], digits)]
+        for name, part in environments.items()
+    ]
+    if all(part.success is not None for part in environments.values()):
+        header += ["first success", "last success"]
+        for row, part in zip(rows, environments.values(), strict=True):
+            assert part.success is not None
+            row += [f"{rate:.0%}" for rate in part.success.mean(axis=0)[[0, -1]]]
+    return table(header, rows)
 
 
 def evaluation_data(result: AdaptationResult, references: References | None) -> dict[str, Any]:
@@ -177,6 +200,16 @@ def evaluation_data(result: AdaptationResult, references: References | None) -> 
         "wall_time": result.wall_time,
         **scores_of(result.returns[None], references),
     }
+    environments = result.by_environment()
+    if environments:
+        data["environments"] = {
+            name: {
+                "n_tasks": part.n_tasks,
+                "curve": part.curve,
+                "success": None if part.success is None else part.success.mean(axis=0),
+            }
+            for name, part in environments.items()
+        }
     if references is not None:
         data["references"] = {
             name: {"curve": returns.mean(axis=0), "how": references.how[name]} for name, returns in references.returns.items()

@@ -207,6 +207,13 @@ def test_same_seed_same_tasks_other_slot_other_tasks() -> None:
     assert tasks(0) == first
     assert len({tuple(slot) for slot in first}) == 4
     assert tasks(1)[:3] == first[1:], "slot i has seed + i"
+    family = METAWORLD_ENVS["ML10-v3"]()  # without trials
+    family.set_task({"environment": "reach-v3", "split": "train", "goal": 0})
+    drawn = []
+    for _ in range(2):
+        family.reset(seed=6)
+        drawn.append([family.sample_tasks(1) for _ in range(4)])
+    assert drawn[0] == drawn[1]
 
 
 @needs_metaworld

@@ -35,7 +35,7 @@ from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation, make_trials
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.point_robot import STEP_LENGTH
-from sb3_trmrl.envs.registration import META_ENVS
+from sb3_trmrl.envs.registration import TASK_FAMILIES
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.memory_encoders import WindowMemoryEncoder
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
@@ -171,7 +171,11 @@ def task_vector(task: Task) -> np.ndarray:
     """
     :param task: A task.
     :return: Its numbers, in the order of their names, float32 ``(task_size,)``.
+    :raises ValueError: If there is something else in it.
     """
+    words = [name for name, value in task.items() if isinstance(value, str)]
+    if words:
+        raise ValueError(f"an oracle sees the task as numbers, {words} of {task} are words: leave the oracle out.")
     return np.concatenate([np.ravel(task[name]) for name in sorted(task)]).astype(np.float32)
 
 
@@ -317,8 +321,8 @@ def relevant_kwargs(env_id: str, env_kwargs: dict[str, Any] | None) -> dict[str,
     :return: Those that change what a return is worth: neither trial length, split and rendering nor defaults of the family.
     """
     ignored = {"episodes_per_trial", "split", "tasks", "render_mode", "env_id"}
-    family = META_ENVS.get(env_id)
-    defaults = inspect.signature(family.__init__).parameters if family is not None else {}
+    family = TASK_FAMILIES.get(env_id)
+    defaults = inspect.signature(family).parameters if family is not None else {}
     return {
         name: value
         for name, value in sorted((env_kwargs or {}).items())

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 import sb3_trmrl
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.envs.registration import META_ENVS
+from sb3_trmrl.envs.registration import TASK_FAMILIES
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.hub.errors import MalformedFileError, NotDescribableError, PretrainedError
 from sb3_trmrl.hub.files import decode_float, encode_float
@@ -406,7 +406,7 @@ def make_environment(data: dict[str, Any], observation_space: spaces.Space[Any],
     :raises PretrainedError: if the file does not say how, asks for too much or for another space
     """
     env_id, kwargs, n_envs = data.get("id"), data.get("kwargs"), data.get("n_envs")
-    if env_id not in META_ENVS or not isinstance(kwargs, dict):
+    if env_id not in TASK_FAMILIES or not isinstance(kwargs, dict):
         raise PretrainedError(
             f"The training environment ({env_id!r}) is none that can be made from config.json (an id of this package, with "
             "arguments that are data): pass env to from_pretrained, or call set_env first."

@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.envs.registration import META_ENVS
+from sb3_trmrl.envs.registration import TASK_FAMILIES
 from sb3_trmrl.hub.description import decode_value
 from sb3_trmrl.hub.errors import PretrainedError
 from sb3_trmrl.hub.files import replace_folder
@@ -99,7 +99,7 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
     :return: How it adapts, in trials as long as those of training; None for a foreign environment, or without tasks
     """
     env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
-    if n_tasks == 0 or env_id not in META_ENVS or kwargs is None:
+    if n_tasks == 0 or env_id not in TASK_FAMILIES or kwargs is None:
         return None
     kwargs = decode_value(kwargs)
     return evaluate_adaptation(

@@ -27,6 +27,8 @@ def task_parameter(result: AdaptationResult, parameter: str | None = None) -> tu
     first = result.tasks[0]
     entries: dict[str, np.ndarray] = {}
     for name in first:
+        if isinstance(first[name], str):
+            continue
         values = np.array([np.ravel(task[name]) for task in result.tasks], dtype=np.float64)
         for index in range(values.shape[1]):
             entries[name if values.shape[1] == 1 else f"{name}[{index}]"] = values[:, index]
