@@ -6,7 +6,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+EXTRAS ?= tests
+CONSTRAINTS ?= constraints.txt
 TEST_WORKERS ?= 2
+METAWORLD_VENV ?= .venv-metaworld
 
 VENV_PYTHON := $(VENV)/bin/python
 # A new version of one of these installs again. What is in place already stays, so that this takes seconds.
@@ -17,10 +20,14 @@ TESTS_STAMP := $(VENV)/.sb3_trmrl-tests
 SOURCES := $(wildcard setup.py sb3_trmrl tests examples benchmarks docs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint format type check clean
+# What Meta-World's environment is for: its own tests, and MuJoCo's older version
+METAWORLD_TESTS := tests/test_metaworld.py tests/test_process_vec_env.py tests/test_evaluation.py \
+  tests/test_mujoco_envs.py tests/test_mujoco_vec_env.py
+
+.PHONY: help quickstart install test test-metaworld lint format type check clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(PACKAGE_STAMP) ## Train a small agent, evaluate it on unseen tasks, save a picture
 	$(VENV_PYTHON) examples/quickstart.py
@@ -30,6 +37,12 @@ install: $(TESTS_STAMP) ## Only set up the environment, with the tools for devel
 # One thread for each of the workers: torch would give every worker all cores.
 test: $(TESTS_STAMP) ## Run the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# Meta-World pins mujoco 3.3.0, so our pins of mujoco are left out.
+test-metaworld: ## Run the tests that need Meta-World, in an environment of their own with its version of MuJoCo
+	@mkdir -p build && grep -v '^mujoco' constraints.txt > build/constraints-metaworld.txt
+	@$(MAKE) --no-print-directory test VENV=$(METAWORLD_VENV) EXTRAS=metaworld,tests \
+	  CONSTRAINTS=build/constraints-metaworld.txt PYTEST_ARGS="$(METAWORLD_TESTS) $(PYTEST_ARGS)"
 
 lint: $(TESTS_STAMP) ## Check the style (ruff, black)
 	$(VENV_PYTHON) -m ruff check $(SOURCES)
@@ -64,8 +77,8 @@ define install
 @$(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
   echo "$(VENV) holds $$($(VENV_PYTHON) --version), but sb3_trmrl needs Python 3.10 or newer: remove it and try again."; exit 1; }
 @$(VENV_PYTHON) -m pip --version > /dev/null 2>&1 || $(VENV_PYTHON) -m ensurepip
-@echo "== Installing sb3_trmrl$(1) into $(VENV) with the versions of constraints.txt (the first time: minutes, 1 GB or more)"
-$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.$(1)'
+@echo "== Installing sb3_trmrl$(1) into $(VENV) with the versions of $(CONSTRAINTS) (the first time: minutes, 1 GB or more)"
+$(VENV_PYTHON) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.$(1)'
 @echo "== Installed"
 endef
 
@@ -75,5 +88,5 @@ $(PACKAGE_STAMP): $(INSTALL_INPUTS) | $(VENV_PYTHON)
 
 # Tests need everything that the quickstart needs.
 $(TESTS_STAMP): $(INSTALL_INPUTS) | $(VENV_PYTHON)
-	$(call install,[tests])
+	$(call install,[$(EXTRAS)])
 	@touch $(PACKAGE_STAMP) $@
