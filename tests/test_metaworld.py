@@ -386,6 +386,22 @@ def run_trial(trial: TrialWrapper, task: Any, n_steps: int = 24) -> list[Any]:
 
 
 @needs_metaworld
+@pytest.mark.parametrize("environment", ["reach-v3", "push-v3", "drawer-open-v3"])
+def test_hidden_objects(environment: str) -> None:
+    seen, hidden = (trials(f"ML1-{environment}", horizon=20, hide_objects=hide) for hide in (False, True))
+    tokens = [trial.reset(seed=3)[0] for trial in (seen, hidden)]
+    generator = np.random.default_rng(0)
+    for _ in range(45):  # into the second episode, and the next trial
+        assert np.any(tokens[0][4:18]) and not np.any(tokens[1][4:18]) and not np.any(tokens[1][22:36])
+        shown = np.r_[:4, 18:22, 36:45]  # hand and gripper now and before, goal, action, reward, done
+        np.testing.assert_array_equal(tokens[0][shown], tokens[1][shown])
+        action = generator.uniform(-1, 1, 4).astype(np.float32)
+        results = [trial.step(action) for trial in (seen, hidden)]
+        assert results[0][1:4] == results[1][1:4]
+        tokens = [trial.reset()[0] if result[3] else result[0] for trial, result in zip((seen, hidden), results, strict=True)]
+
+
+@needs_metaworld
 def test_a_task_rebuilds_the_same_task_elsewhere() -> None:
     """In an object with another history, across environments that share a model file, and in another process."""
     first, second = (trials("ML10-v3", horizon=12) for _ in range(2))

@@ -73,6 +73,8 @@ N_GOALS = 50
 TASK_KEYS = frozenset({"environment", "split", "goal"})
 HAND_LOW, HAND_HIGH = (-0.525, 0.348, -0.0525), (0.525, 1.025, 0.7)
 """Bounds of the hand's position in metres, which Meta-World clips observations to."""
+OBJECTS = np.r_[4:18, 22:36]
+"""Where the objects stand in the observation: now, and one step before."""
 CAMERA = {"lookat": np.array([0.0, 0.65, 0.15]), "distance": 1.5, "azimuth": 130.0, "elevation": -25.0}
 
 
@@ -156,6 +158,8 @@ class MetaWorldEnv(MetaEnv):
     :param benchmark_seed: Which 50 goals: the seed of Meta-World's benchmark object.
     :param end_on_success_after: After so many episodes of a task, an episode ends (terminates) with its first success, as in
         Meta-World's evaluation; None lets all run to the horizon.
+    :param hide_objects: Zeros in place of the objects' positions. In reach they have nothing to do with the goal, but they
+        tell the 50 training tasks apart, and an agent that sees them learns these by heart instead of adapting.
     :param render_mode: ``"rgb_array"`` or None.
     :raises ImportError: Without the extra ``metaworld``.
     :raises ValueError: On an unknown benchmark or reward version, or a bad number.
@@ -172,6 +176,7 @@ class MetaWorldEnv(MetaEnv):
         reward_scale: float = 1.0,
         benchmark_seed: int = 0,
         end_on_success_after: int | None = None,
+        hide_objects: bool = False,
         render_mode: str | None = None,
     ):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
@@ -195,6 +200,7 @@ class MetaWorldEnv(MetaEnv):
         self.reward_scale = float(reward_scale)
         self.benchmark_seed = int(benchmark_seed)
         self.end_on_success_after = math.inf if end_on_success_after is None else int(end_on_success_after)
+        self.hide_objects = bool(hide_objects)
         self._n_episodes = 0
         # Of two steps: hand, gripper, objects. Meta-World bounds the hidden goal by 0 and 0, which Gymnasium warns of.
         low, high = [*HAND_LOW, -1.0, *[-np.inf] * 14], [*HAND_HIGH, 1.0, *[np.inf] * 14]
@@ -287,6 +293,11 @@ class MetaWorldEnv(MetaEnv):
     def _reset(self) -> np.ndarray:
         self._n_episodes += 1
         observation: np.ndarray = self._simulation.reset()[0]
+        return self._observable(observation)
+
+    def _observable(self, observation: np.ndarray) -> np.ndarray:
+        if self.hide_objects:
+            observation[OBJECTS] = 0.0
         return observation
 
     def _step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -295,7 +306,7 @@ class MetaWorldEnv(MetaEnv):
         info: dict[str, Any] = {name: float(value) for name, value in terms.items()}
         info["success"] = bool(info["success"])
         terminated = info["success"] and self._n_episodes > self.end_on_success_after
-        return observation, float(reward) * self.reward_scale, terminated, False, info
+        return self._observable(observation), float(reward) * self.reward_scale, terminated, False, info
 
     def _get_state(self) -> EnvState:
         if self._simulation is None:
