@@ -402,6 +402,39 @@ def test_hidden_objects(environment: str) -> None:
 
 
 @needs_metaworld
+def test_random_frames() -> None:
+    plain, turned = (trials("ML1-reach-v3", horizon=30, random_frames=random) for random in (False, True))
+    angles = []
+    for seed in range(5):
+        tokens = [trial.reset(seed=seed)[0].astype(np.float64) for trial in (plain, turned)]
+        assert plain.get_task() == turned.get_task()
+        start = tokens[0][:3]
+        np.testing.assert_array_equal(tokens[1][:3], tokens[0][:3])  # the hand stands at the frame's origin
+        # The frame shows in where the object stands: its direction from the hand, and its distance
+        (x, y, z), (a, b, c) = (token[4:7] - start for token in tokens)
+        stretch, angle = c / z, np.angle((a + 1j * b) / (x + 1j * y))
+        assert (
+            1 / 1.2 <= stretch <= 1.2
+            and abs(angle) <= np.pi / 4
+            and abs((a + 1j * b) / (x + 1j * y)) == pytest.approx(stretch, rel=1e-5)
+        )
+        angles.append(round(float(angle), 4))
+        turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+        generator = np.random.default_rng(seed)
+        for _ in range(45):  # into the second episode: the frame is the trial's
+            action = np.append(0.5 * generator.uniform(-1, 1, 3), generator.uniform(-1, 1)).astype(np.float32)
+            # What moves the hand in its own frame by `action` moves it in the other by the turned and stretched one
+            shown = np.append(stretch * turn @ action[:3], action[3]).astype(np.float32)
+            results = [trial.step(action) for trial, action in ((plain, action), (turned, shown))]
+            assert results[0][1] == pytest.approx(results[1][1], rel=1e-3, abs=1e-6)
+            for place in (0, 4, 18, 22):
+                moved = stretch * turn @ (results[0][0][place : place + 3] - start) + start
+                np.testing.assert_allclose(results[1][0][place : place + 3], moved, atol=2e-4)
+            np.testing.assert_array_equal(results[1][0][11:18], results[0][0][11:18])  # no second object
+    assert len(set(angles)) == 5
+
+
+@needs_metaworld
 def test_a_task_rebuilds_the_same_task_elsewhere() -> None:
     """In an object with another history, across environments that share a model file, and in another process."""
     first, second = (trials("ML10-v3", horizon=12) for _ in range(2))
@@ -516,6 +549,7 @@ def test_episodes_that_end_on_success() -> None:
         ("ML1-bin-picking-v3", {}),
         ("ML1-hammer-v3", {"reward_version": "v1"}),
         ("ML1-reach-v3", {"end_on_success_after": 1}),
+        ("ML1-push-v3", {"random_frames": True, "hide_objects": True}),
     ],
 )
 @pytest.mark.parametrize("n_before", [0, 17, 53])

@@ -75,6 +75,10 @@ HAND_LOW, HAND_HIGH = (-0.525, 0.348, -0.0525), (0.525, 1.025, 0.7)
 """Bounds of the hand's position in metres, which Meta-World clips observations to."""
 OBJECTS = np.r_[4:18, 22:36]
 """Where the objects stand in the observation: now, and one step before."""
+POSITIONS = np.array([[start, start + 1, start + 2] for start in (0, 4, 11, 18, 22, 29)])
+"""Where positions of hand and objects stand in the observation, (6, 3)."""
+MAX_ANGLE, MAX_STRETCH = np.pi / 4.0, 1.2
+"""Of ``random_frames``."""
 CAMERA = {"lookat": np.array([0.0, 0.65, 0.15]), "distance": 1.5, "azimuth": 130.0, "elevation": -25.0}
 
 
@@ -160,6 +164,9 @@ class MetaWorldEnv(MetaEnv):
         Meta-World's evaluation; None lets all run to the horizon.
     :param hide_objects: Zeros in place of the objects' positions. In reach they have nothing to do with the goal, but they
         tell the 50 training tasks apart, and an agent that sees them learns these by heart instead of adapting.
+    :param random_frames: Augmentation for training: each trial is seen in a frame of its own, turned about the vertical axis
+        through the hand's start by up to 45 degrees and stretched by up to a fifth; actions are turned back. Where the reward
+        depends on distances only, as in reach, that makes more tasks of the 50, and none of them is worth learning by heart.
     :param render_mode: ``"rgb_array"`` or None.
     :raises ImportError: Without the extra ``metaworld``.
     :raises ValueError: On an unknown benchmark or reward version, or a bad number.
@@ -177,6 +184,7 @@ class MetaWorldEnv(MetaEnv):
         benchmark_seed: int = 0,
         end_on_success_after: int | None = None,
         hide_objects: bool = False,
+        random_frames: bool = False,
         render_mode: str | None = None,
     ):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
@@ -201,6 +209,9 @@ class MetaWorldEnv(MetaEnv):
         self.benchmark_seed = int(benchmark_seed)
         self.end_on_success_after = math.inf if end_on_success_after is None else int(end_on_success_after)
         self.hide_objects = bool(hide_objects)
+        self.random_frames = bool(random_frames)
+        self._frame = np.eye(3)
+        self._start = np.zeros(3)
         self._n_episodes = 0
         # Of two steps: hand, gripper, objects. Meta-World bounds the hidden goal by 0 and 0, which Gymnasium warns of.
         low, high = [*HAND_LOW, -1.0, *[-np.inf] * 14], [*HAND_HIGH, 1.0, *[np.inf] * 14]
@@ -293,14 +304,26 @@ class MetaWorldEnv(MetaEnv):
     def _reset(self) -> np.ndarray:
         self._n_episodes += 1
         observation: np.ndarray = self._simulation.reset()[0]
+        if self.random_frames and self._n_episodes == 1:
+            angle, stretch = self.np_random.uniform(-MAX_ANGLE, MAX_ANGLE), MAX_STRETCH ** self.np_random.uniform(-1.0, 1.0)
+            cosine, sine = np.cos(angle), np.sin(angle)
+            self._frame = stretch * np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+            self._start = observation[:3].copy()
         return self._observable(observation)
 
     def _observable(self, observation: np.ndarray) -> np.ndarray:
         if self.hide_objects:
             observation[OBJECTS] = 0.0
+        if self.random_frames:
+            positions = observation[POSITIONS]
+            # Zeros stand for what is not there
+            shown = self._start + (positions - self._start) @ self._frame.T
+            observation[POSITIONS] = np.where(positions.any(axis=1, keepdims=True), shown, 0.0)
         return observation
 
     def _step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.random_frames:
+            action = np.append(np.linalg.solve(self._frame, action[:3]).clip(-1.0, 1.0), action[3])
         observation, reward, _, _, terms = self._simulation.step(action)
         # Meta-World's are floats of any kind
         info: dict[str, Any] = {name: float(value) for name, value in terms.items()}
@@ -311,11 +334,14 @@ class MetaWorldEnv(MetaEnv):
     def _get_state(self) -> EnvState:
         if self._simulation is None:
             return {}
-        return {"n_episodes": self._n_episodes, "simulation": self._simulation.get_episode_state()}
+        frame = {"frame": self._frame, "start": self._start} if self.random_frames else {}
+        return {"n_episodes": self._n_episodes, **frame, "simulation": self._simulation.get_episode_state()}
 
     def _set_state(self, state: EnvState) -> None:
         if state:
             self._n_episodes = int(state["n_episodes"])
+            if self.random_frames:
+                self._frame, self._start = np.array(state["frame"]), np.array(state["start"])
             self._simulation.set_episode_state(state["simulation"])
 
     # ---- rendering -----------------------------------------------------------------------------------------------
