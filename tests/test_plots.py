@@ -204,6 +204,16 @@ def test_logs_of_sb3_and_the_zoo(tmp_path):
     np.testing.assert_array_equal(per_episode["held-out tasks"].returns, [np.arange(6.0)])
 
 
+def test_success_on_held_out_tasks(tmp_path):
+    success = np.array([[[True, False], [False, False]], [[True, True], [True, False]]])
+    np.savez(tmp_path / "meta_evaluations.npz", timesteps=[10, 20], returns=np.zeros((2, 2, 2)), success=success)
+    curve = read_learning_curves(tmp_path)["success on held-out tasks"]
+    np.testing.assert_array_equal(curve.returns, [[0.25], [0.75]])
+    assert curve.unit == "success rate"
+    figure = learning_curve_figure(read_learning_curves(tmp_path))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["return per episode", "success rate"]
+
+
 def test_broken_logs(tmp_path):
     with pytest.raises(ValueError, match=r"no monitor\.csv, progress\.csv"):
         read_learning_curves(tmp_path)

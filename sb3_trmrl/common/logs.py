@@ -3,7 +3,7 @@
 import csv
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ class LearningCurve:
 
     :param timesteps: Steps of training, all environments together, ascending, (n_points,)
     :param returns: What was returned then, (n_points, n_returns)
-    :param unit: What a return is of: ``"return of a trial"`` or ``"return per episode"``
+    :param unit: What a return is of: ``"return of a trial"`` or ``"return per episode"``; or ``"success rate"``
     """
 
     timesteps: np.ndarray
@@ -24,7 +24,7 @@ class LearningCurve:
     unit: str
 
 
-TRIAL, EPISODE = "return of a trial", "return per episode"
+TRIAL, EPISODE, SUCCESS = "return of a trial", "return per episode", "success rate"
 
 
 def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = None) -> dict[str, LearningCurve]:
@@ -34,12 +34,12 @@ def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = No
     - ``*monitor.csv`` (``Monitor``): returns of the trials of training, all environments together,
     - ``progress.csv`` (SB3's CSV logger): ``rollout/ep_rew_mean``,
     - ``evaluations.npz`` (``EvalCallback``): returns of the trials of evaluation,
-    - ``meta_evaluations.npz`` (``MetaEvalCallback``): return per episode on held-out tasks.
+    - ``meta_evaluations.npz`` (``MetaEvalCallback``): return per episode on held-out tasks, and the success rate there.
 
     :param folder: A log folder
     :param episodes_per_trial: If given, returns of trials are divided by it, so that all curves are per episode
     :return: Curves by what they are: ``"training"``, ``"training (mean of 100 trials)"``, ``"evaluation"``,
-        ``"held-out tasks"``
+        ``"held-out tasks"``, ``"success on held-out tasks"`` (over all tasks and episodes)
     :raises ValueError: if there is none of these files, or one is broken
     """
     folder = Path(folder)
@@ -53,6 +53,11 @@ def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = No
         curves["evaluation"] = _read_evaluations(folder / "evaluations.npz", "results", TRIAL)
     if (folder / "meta_evaluations.npz").exists():
         curves["held-out tasks"] = _read_evaluations(folder / "meta_evaluations.npz", "returns", EPISODE)
+        with np.load(folder / "meta_evaluations.npz", allow_pickle=False) as file:
+            has_success = "success" in file
+        if has_success:
+            success = _read_evaluations(folder / "meta_evaluations.npz", "success", SUCCESS)
+            curves["success on held-out tasks"] = replace(success, returns=success.returns.mean(axis=1, keepdims=True))
     if not curves:
         raise ValueError(
             f"{folder} has no monitor.csv, progress.csv, evaluations.npz or meta_evaluations.npz with any returns: give the "
