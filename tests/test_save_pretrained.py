@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 from torch import nn
@@ -136,7 +137,7 @@ def test_values_are_data() -> None:
 
 
 def test_schedules_are_data() -> None:
-    for schedule in (3e-4, ConstantSchedule(0.1), LinearSchedule(1.0, 0.2, 0.5)):
+    for schedule in (3e-4, ConstantSchedule(0.1), LinearSchedule(1.0, 0.2, 0.5), SimpleLinearSchedule(1e-3)):
         decoded = decode_schedule(json.loads(json.dumps(encode_schedule(schedule, "learning_rate"))), "learning_rate")
         for progress in (1.0, 0.7, 0.3, 0.0):
             expected = schedule(progress) if callable(schedule) else schedule

@@ -204,9 +204,13 @@ def _decode_token_space(data: dict[str, Any]) -> TokenSpace:
 # -- Hyperparameters -----------------------------------------------------------------------------------------------------
 
 
+ZOO_SCHEDULE = "rl_zoo3.utils.SimpleLinearSchedule"
+"""What the zoo makes of ``lin_3e-4`` in its files; SB3's ``LinearSchedule`` to zero rounds otherwise."""
+
+
 def encode_schedule(schedule: Any, what: str) -> Any:
     """
-    :param schedule: A number or one of SB3's schedules
+    :param schedule: A number, or one of SB3's or the zoo's schedules
     :param what: Its name, for errors
     :return: A number, or a linear schedule as data
     :raises NotDescribableError: for a function
@@ -218,6 +222,8 @@ def encode_schedule(schedule: Any, what: str) -> Any:
     if isinstance(schedule, LinearSchedule):
         numbers = {name: getattr(schedule, name) for name in ("start", "end", "end_fraction")}
         return {"schedule": "linear", **encode_value(numbers, what)}
+    if f"{type(schedule).__module__}.{type(schedule).__name__}" == ZOO_SCHEDULE:
+        return {"schedule": "linear_to_zero", **encode_value({"start": schedule.initial_value}, what)}
     if callable(schedule):
         raise NotDescribableError(
             f"{what}={schedule!r} is a function, which is code: use a number or stable_baselines3.common.utils.LinearSchedule"
@@ -235,10 +241,16 @@ def decode_schedule(data: Any, what: str) -> Any:
     """
     if not (isinstance(data, dict) and "schedule" in data):
         return decode_value(data)
-    numbers = [data.get(name) for name in ("start", "end", "end_fraction")]
-    is_linear = data["schedule"] == "linear" and len(data) == 4 and numbers[2] != 0
+    names = {"linear": ("start", "end", "end_fraction"), "linear_to_zero": ("start",)}.get(str(data["schedule"]), ())
+    numbers = [data.get(name) for name in names]
+    is_linear = names != () and len(data) == 1 + len(names) and data.get("end_fraction") != 0
     if not is_linear or any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
         raise MalformedFileError(f"{what} must be a number or a linear schedule, got {str(data)[:200]}.")
+    if len(names) == 1:
+        # Not at the top: it brings all of the zoo along
+        from rl_zoo3.utils import SimpleLinearSchedule
+
+        return SimpleLinearSchedule(float(data["start"]))
     return LinearSchedule(*map(float, numbers))  # type: ignore[arg-type]
 
 

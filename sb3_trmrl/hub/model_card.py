@@ -73,8 +73,9 @@ def training_script(config: dict[str, Any]) -> str:
     env_kwargs = "" if not environment["kwargs"] else f", env_kwargs={_as_python(environment['kwargs'])}"
     seed = settings.get("seed")
     imports = "from sb3_trmrl.common.env_util import make_meta_vec_env"
-    if "LinearSchedule" in "".join(arguments):
-        imports = f"from stable_baselines3.common.utils import LinearSchedule\n\n{imports}"
+    for name, module in (("SimpleLinearSchedule", "rl_zoo3.utils"), ("LinearSchedule", "stable_baselines3.common.utils")):
+        if f"={name}(" in "".join(arguments):
+            imports = f"from {module} import {name}\n\n{imports}"
     make = f"env = make_meta_vec_env({environment['id']!r}, n_envs={environment['n_envs']}, seed={seed}{env_kwargs})"
     if environment["id"] is None or environment["kwargs"] is None:
         make = f"env = ...  # {environment['n_envs']} slots; how they were made can't be told"
@@ -99,6 +100,8 @@ def _as_python(value: Any) -> str:
             return f"float({value['$float']!r})"
         if "$tuple" in value:
             return f"({', '.join(_as_python(item) for item in value['$tuple'])},)"
+        if value.get("schedule") == "linear_to_zero":
+            return f"SimpleLinearSchedule({value['start']})"
         if "schedule" in value:
             return f"LinearSchedule({value['start']}, {value['end']}, {value['end_fraction']})"
         return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
