@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sb3_trmrl.common.logs import LearningCurve
+from sb3_trmrl.common.logs import SUCCESS, LearningCurve
 from sb3_trmrl.plots.style import agent_style, finish, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ def draw_learning_curve(axes: "Axes", curves: Mapping[str, LearningCurve], title
             label=name,
         )
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    finish(axes, "steps of training", next(iter(curves.values())).unit, title)
+    unit = next(iter(curves.values())).unit
+    if unit == SUCCESS:
+        axes.set_ylim(0.0, 1.03)
+    finish(axes, "steps of training", unit, title)
 
 
 def _binned(curve: LearningCurve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
