@@ -32,34 +32,36 @@ TOKEN_DIM = 28
 BATCH_SIZE = 800
 
 TRANSFORMER: dict[str, Any] = dict(embed_dim=128, n_heads=4, n_layers=2)
-PAPER: dict[str, Any] = dict(embed_dim=128, n_heads=16, n_layers=4)
+SIZES: dict[str, dict[str, Any]] = {
+    "": TRANSFORMER,
+    ", 4 layers, 4 heads": dict(TRANSFORMER, n_layers=4),
+    ", 4 layers, 16 heads": dict(TRANSFORMER, n_layers=4, n_heads=16),
+}
+"""Ends of the names of transformers, and their sizes; the last one is the paper's."""
 ALL_OUTPUTS = ", all outputs"
 """Mark of windows whose last layer computes all W outputs, as the author's code does; ours computes the last one only."""
-ENCODERS: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
-    "window": ("tfixup", lambda length: dict(TRANSFORMER, attention="window", memory_length=length)),
-    "trial": ("tfixup", lambda length: dict(TRANSFORMER, attention="trial", memory_length=max(length, 64))),
-    "gru": ("gru", lambda length: dict(hidden_size=128)),
-    "lstm": ("lstm", lambda length: dict(hidden_size=128)),
-    "gtrxl": ("gtrxl", lambda length: dict(TRANSFORMER, memory_length=max(length, 64))),
-    "snail": ("snail", lambda length: dict(memory_length=max(length, 64))),
-    # For the questions that the table leaves open
-    "window, 4 layers, 16 heads": ("tfixup", lambda length: dict(PAPER, attention="window", memory_length=length)),
-    "trial, 4 layers, 16 heads": ("tfixup", lambda length: dict(PAPER, attention="trial", memory_length=max(length, 64))),
-    "window, 4 layers, 4 heads": (
-        "tfixup",
-        lambda length: dict(PAPER, n_heads=4, attention="window", memory_length=length),
-    ),
-    "trial, 4 layers, 4 heads": (
-        "tfixup",
-        lambda length: dict(PAPER, n_heads=4, attention="trial", memory_length=max(length, 64)),
-    ),
-    "window, 4 layers, 4 heads"
-    + ALL_OUTPUTS: ("tfixup", lambda length: dict(PAPER, n_heads=4, attention="window", memory_length=length)),
-    "window" + ALL_OUTPUTS: ("tfixup", lambda length: dict(TRANSFORMER, attention="window", memory_length=length)),
-    "window, 4 layers, 16 heads"
-    + ALL_OUTPUTS: ("tfixup", lambda length: dict(PAPER, attention="window", memory_length=length)),
-    "band of 50": ("tfixup", lambda length: dict(TRANSFORMER, attention="trial", memory_length=50)),
-}
+BAND = "band of 64"
+"""The trial's transformer as ``hyperparams/trmrl.yml`` has it for the MuJoCo families."""
+TRANSFORMERS = [f"{kind}{size}" for size in SIZES for kind in ("window", "trial", BAND)]
+ENCODERS = [*TRANSFORMERS, *(f"window{size}{ALL_OUTPUTS}" for size in SIZES), "gru", "lstm", "gtrxl", "snail"]
+
+
+def memory(encoder: str, length: int) -> tuple[str, dict[str, Any]]:
+    """
+    :param encoder: One of ``ENCODERS``.
+    :param length: Length of window or trial.
+    :return: Name and keywords of the memory encoder.
+    """
+    if encoder in ("gru", "lstm"):
+        return encoder, dict(hidden_size=128)
+    if encoder == "snail":
+        return encoder, dict(memory_length=max(length, 64))
+    if encoder == "gtrxl":
+        return encoder, dict(TRANSFORMER, memory_length=max(length, 64))
+    kind, comma, size = encoder.removesuffix(ALL_OUTPUTS).partition(",")
+    lengths = {"window": length, "trial": max(length, 64), BAND: 64}
+    attention = "window" if kind == "window" else "trial"
+    return "tfixup", dict(SIZES[comma + size], attention=attention, memory_length=lengths[kind])
 
 
 def _all_outputs(layer: TransformerLayer, x: th.Tensor, position: th.Tensor) -> th.Tensor:
@@ -68,12 +70,12 @@ def _all_outputs(layer: TransformerLayer, x: th.Tensor, position: th.Tensor) -> 
 
 def make_policy(encoder: str, length: int) -> TrMRLPolicy:
     """
-    :param encoder: Key of ``ENCODERS``.
+    :param encoder: One of ``ENCODERS``.
     :param length: Length of window or trial.
     :return: A policy with that memory.
     """
     th.manual_seed(0)
-    name, make_kwargs = ENCODERS[encoder]
+    name, kwargs = memory(encoder, length)
     if encoder.endswith(ALL_OUTPUTS):  # in a process of its own
         TransformerLayer.forward_at = _all_outputs  # type: ignore[assignment, method-assign]
     return TrMRLPolicy(
@@ -81,7 +83,7 @@ def make_policy(encoder: str, length: int) -> TrMRLPolicy:
         spaces.Box(-1, 1, (6,)),
         lambda _: 3e-4,
         memory_encoder=name,
-        memory_encoder_kwargs=make_kwargs(length),
+        memory_encoder_kwargs=kwargs,
     )
 
 
@@ -102,7 +104,7 @@ def best_time(function: Callable[[], Any], seconds: float, at_least: int = 3) ->
 
 def acting(encoder: str, length: int, seconds: float) -> float:
     """
-    :param encoder: Key of ``ENCODERS``.
+    :param encoder: One of ``ENCODERS``.
     :param length: Trial time.
     :param seconds: About how long to measure.
     :return: Seconds per call for all environments.
@@ -124,7 +126,7 @@ def acting(encoder: str, length: int, seconds: float) -> float:
 
 def update(encoder: str, length: int, seconds: float) -> tuple[float, int]:
     """
-    :param encoder: Key of ``ENCODERS``.
+    :param encoder: One of ``ENCODERS``.
     :param length: Length of window or trial.
     :param seconds: About how long to measure.
     :return: Seconds per minibatch and its number of steps.
@@ -225,15 +227,11 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         cells: dict[tuple[str, int], dict[str, Any]] = {}
         pairs = [(encoder, length) for length in arguments.lengths for encoder in arguments.encoders]
-        sizes = {
-            "2 layers, 4 heads": "",
-            "4 layers, 4 heads": ", 4 layers, 4 heads",
-            "4 layers, 16 heads (the paper's)": ", 4 layers, 16 heads",
-        }
+        kinds = (("window", "", 5), ("window", ALL_OUTPUTS, 5), ("trial", "", 400), (BAND, "", 400))
         pairs += [
             pair
-            for size in sizes.values()
-            for pair in ((f"window{size}", 5), (f"window{size}{ALL_OUTPUTS}", 5), (f"trial{size}", 400))
+            for size in SIZES
+            for pair in ((f"{kind}{size}{mark}", length) for kind, mark, length in kinds)
             if pair not in pairs
         ]
         for _ in range(arguments.rounds):
@@ -248,16 +246,14 @@ def main() -> None:
                 f"| {encoder} | {length} | {cell['act']:,.0f} | {cell['update']:,.0f} | {cell['act_mb']:.0f} | "
                 f"{cell['update_mb']:.0f} |"
             )
-        print("\nUpdate, trial of 400 against windows of 5")
-        for label, size in sizes.items():
-            trial, ours, author = (
-                cells[key]["update"]
-                for key in ((f"trial{size}", 400), (f"window{size}", 5), (f"window{size}{ALL_OUTPUTS}", 5))
-            )
-            print(f"{label}: {trial / author:.2f}x windows with all outputs (the author's), {trial / ours:.2f}x ours")
+        print("\nUpdate, trial of 400 against windows of 5: with all outputs (the author's), and ours")
+        for size in SIZES:
+            ours, author, *trials = (cells[f"{kind}{size}{mark}", length]["update"] for kind, mark, length in kinds)
+            for name, trial in zip(("whole trial", BAND), trials, strict=True):
+                print(f"{size.removeprefix(', ') or '2 layers, 4 heads'}, {name}: {trial / author:.2f}, {trial / ours:.2f}")
         print()
 
-        jobs = [("trial", 10), ("trial", 400), ("band of 50", 100), ("band of 50", 2000)]
+        jobs = [("trial", 10), ("trial", 400), (BAND, 100), (BAND, 2000)]
         best = dict.fromkeys(jobs, np.inf)
         for _ in range(2 * arguments.rounds):
             for job, seconds in zip(jobs, pool.imap(acting_ratio, [(*job, arguments.seconds) for job in jobs]), strict=True):
