@@ -69,10 +69,10 @@ def number(value: float, interval: tuple[float, float], digits: int) -> str:
 def returned(returns: np.ndarray) -> str:
     """
     :param returns: ``(n_runs, n_tasks)``.
-    :return: Interquartile mean over runs and tasks, and its interval over runs.
+    :return: Interquartile mean over runs and tasks, and its interval over both.
     """
     value = float(interquartile_mean(returns))
-    low, high = bootstrap_interval(returns)
+    low, high = bootstrap_interval(returns, resample_tasks=True)
     return number(value, (float(low), float(high)), 0 if abs(value) >= 100 else 1)
 
 
