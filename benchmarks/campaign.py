@@ -19,7 +19,6 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from sb3_trmrl import evaluate_adaptation, hyperparams_dir, load
 from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
-from sb3_trmrl.common.references import SeesTasks, train_reference
+from sb3_trmrl.common.references import RandomAgent, SeesTasks, train_reference
 from sb3_trmrl.hub import PretrainedCheckpointCallback, latest_checkpoint, save_pretrained
 from sb3_trmrl.zoo import ALGORITHMS
 
@@ -59,6 +58,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
             "policy_kwargs.memory_reset": "episode",
         },
     ),
+    "trmrl-whole-trial": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1024}),
+    "trmrl-16-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 16}),
+    "trmrl-batch-400": ("trmrl", {"batch_size": 400}),
     "trmrl-xavier": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
     "trmrl-4-layers": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 4}),
     "trmrl-1-layer": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 1}),
@@ -190,12 +192,8 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
     checkpoint = latest_checkpoint(folder)
     model: Any = make_model(SETTINGS[base], env_id, seed, changes) if checkpoint is None else load(checkpoint, device="cpu")
     saving = PretrainedCheckpointCallback(max(1, timesteps // 20), folder, keep_last=1, score=lambda model: None)
-    left = timesteps - model.num_timesteps
-    if left > 0:
-        model.learn(left, callback=[progress, saving], reset_num_timesteps=False)
-    else:
-        progress.points = json.loads(progress.path.read_text())
-        progress._before, progress._start = progress.points[-1][1], time.perf_counter()
+    # None left: only the evaluation was broken off
+    model.learn(max(0, timesteps - model.num_timesteps), callback=[progress, saving], reset_num_timesteps=False)
     save_pretrained(model, folder / "final")
     return model, progress
 
@@ -212,17 +210,13 @@ def evaluate(agent: str, model: BaseAlgorithm, env_id: str, split: str) -> Adapt
     settings: dict[str, Any] = dict(n_tasks=N_TASKS, n_episodes=N_EPISODES, split=split, seed=EVAL_SEED)
     if agent == "oracle":
         # Which tasks these are, it has to be told before
-        tasks = evaluate_adaptation(_no_action(env_id), env_id, **{**settings, "n_episodes": 1}).tasks
+        anyone = RandomAgent(make_trials(env_id, {}).action_space, seed=0)
+        tasks = evaluate_adaptation(anyone, env_id, **{**settings, "n_episodes": 1}).tasks
         player = SeesTasks(model, tasks)
     vec_normalize = model.get_vec_normalize_env()
     if vec_normalize is not None:
         player = SeesNormalized(model, vec_normalize)
     return evaluate_adaptation(player, env_id, **settings)
-
-
-def _no_action(env_id: str) -> Callable[[np.ndarray], np.ndarray]:
-    action_space = make_trials(env_id, {}).action_space
-    return lambda observations: np.zeros((len(observations), *(action_space.shape or ())), dtype=action_space.dtype)
 
 
 def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> dict[str, Any]:

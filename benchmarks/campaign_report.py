@@ -33,6 +33,9 @@ LABELS = {
 CHANGE_LABELS = {
     "rl2-lstm": "RL2 with an LSTM instead of the GRU",
     "trmrl-window": "our default with a window of 5, emptied at every episode",
+    "trmrl-whole-trial": "our default with the memory of the whole trial",
+    "trmrl-16-steps": "our default with 16 steps of memory",
+    "trmrl-batch-400": "our default with minibatches of one trial",
     "trmrl-xavier": "our default without T-Fixup (Xavier)",
     "trmrl-4-layers": "our default with 4 layers",
     "trmrl-1-layer": "our default with 1 layer",

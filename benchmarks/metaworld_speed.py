@@ -30,7 +30,7 @@ import metaworld
 import mujoco
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 import sb3_trmrl  # noqa: F401 (registers the environments)
 from sb3_trmrl.common.env_util import make_meta_vec_env
@@ -67,29 +67,32 @@ class Candidate(Protocol):
         """End it."""
 
 
-class Sb3VecEnv:
+class Vectorised:
     """
-    A VecEnv of the trial environments.
+    A vectorised environment, SB3's or gymnasium's.
 
-    :param task: Name in Meta-World.
-    :param n_envs: Slots.
-    :param vec_env_cls: Its class.
+    :param env: The environment.
     """
 
-    def __init__(self, task: str, n_envs: int, vec_env_cls: Any):
-        self.env = make_meta_vec_env(f"ML1-{task}", n_envs=n_envs, seed=0, vec_env_cls=vec_env_cls)
-        self.actions = random_actions(n_envs)
+    def __init__(self, env: Any):
+        self.env = env
+        self.actions = random_actions(env.num_envs)
         self.env.reset()
 
     def play(self) -> int:
         """:return: Number of steps."""
         for step in range(HORIZON):
             self.env.step(self.actions[step % N_ACTIONS])
-        return HORIZON * self.env.num_envs
+        return HORIZON * int(self.env.num_envs)
 
     def close(self) -> None:
         """End it."""
         self.env.close()
+
+
+def make_trials(task: str, n_envs: int, vec_env_cls: Any) -> VecEnv:
+    """:return: A VecEnv of the trial environments."""
+    return make_meta_vec_env(f"ML1-{task}", n_envs=n_envs, seed=0, vec_env_cls=vec_env_cls)
 
 
 def make_gymnasium(task: str, n_envs: int, strategy: str) -> gym.vector.VectorEnv[Any, Any, Any]:
@@ -106,31 +109,6 @@ def make_gymnasium(task: str, n_envs: int, strategy: str) -> gym.vector.VectorEn
     )
     env.call("toggle_sample_tasks_on_reset", True)
     return env
-
-
-class GymnasiumVectorEnv:
-    """
-    gymnasium's vector env over Meta-World.
-
-    :param task: Name in Meta-World.
-    :param n_envs: Slots.
-    :param strategy: ``sync`` or ``async``.
-    """
-
-    def __init__(self, task: str, n_envs: int, strategy: str):
-        self.env = make_gymnasium(task, n_envs, strategy)
-        self.actions = random_actions(n_envs)
-        self.env.reset()
-
-    def play(self) -> int:
-        """:return: Number of steps."""
-        for step in range(HORIZON):
-            self.env.step(self.actions[step % N_ACTIONS])
-        return HORIZON * self.env.num_envs
-
-    def close(self) -> None:
-        """End it."""
-        self.env.close()
 
 
 class PlaysByItself(gym.Wrapper[Any, Any, Any, Any]):
@@ -235,11 +213,11 @@ def main() -> None:
     arguments = parse_arguments()
     task, n_envs, n_cores = arguments.task, arguments.slots, n_usable_cores()
     makers: dict[str, Callable[[], Candidate]] = {
-        "ProcessVecEnv": lambda: Sb3VecEnv(task, n_envs, ProcessVecEnv),
-        "DummyVecEnv": lambda: Sb3VecEnv(task, n_envs, DummyVecEnv),
-        "SubprocVecEnv": lambda: Sb3VecEnv(task, n_envs, SubprocVecEnv),
-        "gymnasium's SyncVectorEnv": lambda: GymnasiumVectorEnv(task, n_envs, "sync"),
-        "gymnasium's AsyncVectorEnv": lambda: GymnasiumVectorEnv(task, n_envs, "async"),
+        "ProcessVecEnv": lambda: Vectorised(make_trials(task, n_envs, ProcessVecEnv)),
+        "DummyVecEnv": lambda: Vectorised(make_trials(task, n_envs, DummyVecEnv)),
+        "SubprocVecEnv": lambda: Vectorised(make_trials(task, n_envs, SubprocVecEnv)),
+        "gymnasium's SyncVectorEnv": lambda: Vectorised(make_gymnasium(task, n_envs, "sync")),
+        "gymnasium's AsyncVectorEnv": lambda: Vectorised(make_gymnasium(task, n_envs, "async")),
         "limit: processes without crossing": lambda: WithoutCrossing(task, n_envs),
         f"limit: one trial environment x {n_cores}": lambda: Alone(Monitor(gym.make(f"ML1-{task}"))),
         f"limit: one raw environment x {n_cores}": lambda: Alone(make_metaworld_env(task)),

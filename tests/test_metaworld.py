@@ -21,6 +21,7 @@ from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import evaluate_adaptation
 from sb3_trmrl.common.metaworld_evaluation import EnvironmentScore, MemoryAgent, MetaWorldResult, TokenObservation
 from sb3_trmrl.common.references import file_name, task_vector
+from sb3_trmrl.common.vec_env import ProcessVecEnv
 from sb3_trmrl.envs import META_ENVS, METAWORLD_ENVS, TASK_FAMILIES, MetaWorldEnv, TokenSpace, TrialWrapper
 from sb3_trmrl.envs.metaworld import ENVIRONMENTS, benchmark_goals
 from sb3_trmrl.plots.ood import task_parameter
@@ -194,9 +195,10 @@ def test_all_test_goals_and_no_more() -> None:
 
 
 @needs_metaworld
-def test_same_seed_same_tasks_other_slot_other_tasks() -> None:
+@pytest.mark.parametrize("vec_env_cls, kwargs", [(DummyVecEnv, {}), (ProcessVecEnv, {"n_workers": 2})])
+def test_same_seed_same_tasks_other_slot_other_tasks(vec_env_cls: Any, kwargs: dict[str, Any]) -> None:
     def tasks(seed: int) -> list[list[str]]:
-        env = make_meta_vec_env("ML10-v3", n_envs=4, seed=seed, vec_env_cls=DummyVecEnv)
+        env = make_meta_vec_env("ML10-v3", n_envs=4, seed=seed, vec_env_cls=vec_env_cls, vec_env_kwargs=kwargs)
         drawn = []
         for _ in range(3):
             env.reset()

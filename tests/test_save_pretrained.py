@@ -32,6 +32,7 @@ from sb3_trmrl.hub import (
     register_algorithm,
 )
 from sb3_trmrl.hub.description import decode_schedule, decode_space, decode_value, encode_schedule, encode_space, encode_value
+from sb3_trmrl.hub.model_card import training_script
 from sb3_trmrl.hub.registry import ALGORITHMS
 from tests.families import ACTION_SPACES, ENCODERS, counter_vec_env
 
@@ -142,6 +143,17 @@ def test_schedules_are_data() -> None:
         for progress in (1.0, 0.7, 0.3, 0.0):
             expected = schedule(progress) if callable(schedule) else schedule
             assert (decoded(progress) if callable(decoded) else decoded) == expected
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(1e-2, 1e-3, 0.5), SimpleLinearSchedule(1e-3)])
+def test_schedules_in_the_training_script(schedule: Any) -> None:
+    settings = {"learning_rate": encode_schedule(schedule, "learning_rate"), "seed": 0}
+    environment = {"id": "PointRobot-v0", "kwargs": {"horizon": 5}, "n_envs": 2}
+    config = dict(algorithm="TrMRLPPO", policy="TrMRLPolicy", environment=environment, hyperparameters=settings)
+    names: dict[str, Any] = {}
+    exec(training_script({**config, "training": {"total_timesteps": 0}}), names)
+    names["env"].close()
+    assert [names["model"].lr_schedule(progress) for progress in (1.0, 0.7, 0.0)] == [schedule(p) for p in (1.0, 0.7, 0.0)]
 
 
 def test_hyperparameters_come_back(tmp_path: Path) -> None:
