@@ -10,7 +10,6 @@ one thread; ``--jobs`` of them run at once.
 """
 
 import argparse
-import copy
 import importlib.metadata
 import json
 import multiprocessing
@@ -27,19 +26,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch as th
-import yaml
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trmrl import evaluate_adaptation, hyperparams_dir, load
+from sb3_trmrl import evaluate_adaptation, load
 from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
 from sb3_trmrl.common.references import RandomAgent, SeesTasks, train_reference
 from sb3_trmrl.hub import PretrainedCheckpointCallback, latest_checkpoint, save_pretrained
 from sb3_trmrl.zoo import ALGORITHMS
+from sb3_trmrl.zoo import settings as zoo_settings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "campaign.jsonl"
 N_TASKS, N_EPISODES, EVAL_SEED = 20, 6, 0
@@ -60,7 +59,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "trmrl-whole-trial": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1024}),
     "trmrl-16-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 16}),
-    "trmrl-batch-400": ("trmrl", {"batch_size": 400}),
+    "trmrl-constant-lr": ("trmrl", {"learning_rate": 3e-4}),
+    "trmrl-batch-800": ("trmrl", {"batch_size": 800}),
+    "trmrl-10-epochs": ("trmrl", {"n_epochs": 10}),
+    "trmrl-std-0.6": ("trmrl", {"policy_kwargs.log_std_init": -0.5}),
+    "trmrl-gamma-0.95": ("trmrl", {"gamma": 0.95}),
     "trmrl-xavier": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
     "trmrl-4-layers": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 4}),
     "trmrl-1-layer": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 1}),
@@ -80,8 +83,8 @@ def read_settings(file: str, env_id: str, changes: dict[str, Any] | None = None)
     :param changes: Other values, by names like ``"policy_kwargs.memory_reset"``.
     :return: The block as RL Zoo reads it.
     """
-    block: dict[str, Any] = yaml.safe_load((hyperparams_dir() / f"{file}.yml").read_text(encoding="utf-8"))[env_id]
-    block = copy.deepcopy(block)  # blocks share what yaml's anchors repeat
+    block = zoo_settings.read_settings(file, env_id)
+    block.pop("callback", None)
     if isinstance(block.get("policy_kwargs"), str):  # as the zoo does
         block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th, "dict": dict})
     for name, value in (changes or {}).items():
@@ -185,7 +188,9 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(folder / "progress.json")
     if agent in REFERENCES:
-        return train_reference(agent, env_id, seed, timesteps, callback=progress), progress
+        reference = train_reference(agent, env_id, seed, timesteps, callback=progress)
+        reference.save(folder / "final")  # its features are code of its own, so with pickle
+        return reference, progress
     if agent == "recurrent_ppo":
         return make_recurrent_ppo(env_id, seed).learn(timesteps, callback=progress), progress
     base, changes = CHANGES.get(agent, (agent, {}))
@@ -290,15 +295,21 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=Path("runs/campaign"), help="for checkpoints and trained agents")
     arguments = parser.parse_args()
-    done = {(line["family"], line["agent"], line["seed"]) for line in read_results(arguments.results)}
+    timesteps = arguments.timesteps
+    # A training ends with the iteration in which it has enough
+    done = {
+        (line["family"], line["agent"], line["seed"])
+        for line in read_results(arguments.results)
+        if timesteps <= line["timesteps"] < 1.1 * timesteps
+    }
     missing = [
-        (agent, family, seed, arguments.timesteps, arguments.folder / f"{family}_{agent}_seed{seed}")
+        (agent, family, seed, timesteps, arguments.folder / f"{family}_{agent}_seed{seed}_{timesteps}_steps")
         for family in arguments.families
         for seed in arguments.seeds
         for agent in arguments.agents
         if (family, agent, seed) not in done
     ]
-    print(f"{len(missing)} runs of {arguments.timesteps:,} steps to do")
+    print(f"{len(missing)} runs of {timesteps:,} steps to do")
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     origin = facts()
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:

@@ -4,7 +4,8 @@ Tables and pictures of the campaign, from its data.
     python benchmarks/campaign_report.py
 
 In ``docs/results.md`` it writes what stands between ``<!-- FAMILY: TABLE -->`` and ``<!-- end -->`` and leaves the rest as it
-is; pictures go to ``docs/images``. A table has the runs of the most steps that there are for its family.
+is; pictures go to ``docs/images``. A table of agents has the runs of the most steps that there are for its family, a table of
+single factors those of as many steps as most of its agents have.
 """
 
 import argparse
@@ -35,7 +36,11 @@ CHANGE_LABELS = {
     "trmrl-window": "our default with a window of 5, emptied at every episode",
     "trmrl-whole-trial": "our default with the memory of the whole trial",
     "trmrl-16-steps": "our default with 16 steps of memory",
-    "trmrl-batch-400": "our default with minibatches of one trial",
+    "trmrl-constant-lr": "our default with a learning rate of 3e-4 to the end",
+    "trmrl-batch-800": "our default with minibatches of two trials",
+    "trmrl-10-epochs": "our default with 10 epochs",
+    "trmrl-std-0.6": "our default with actions that start with a standard deviation of 0.6",
+    "trmrl-gamma-0.95": "our default with a discount of 0.95",
     "trmrl-xavier": "our default without T-Fixup (Xavier)",
     "trmrl-4-layers": "our default with 4 layers",
     "trmrl-1-layer": "our default with 1 layer",
@@ -211,6 +216,26 @@ def origin(runs: Runs) -> str:
     return f"Commits {all_of('commit')}; {named}; {all_of('machine')}; {all_of('date')}."
 
 
+def of_length(runs: Runs, timesteps: int) -> Runs:
+    """
+    :param runs: Runs.
+    :param timesteps: Steps of training.
+    :return: Those of as many steps, to an iteration.
+    """
+    return [run for run in runs if abs(run["timesteps"] - timesteps) < 0.1 * timesteps]
+
+
+def grouped(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
+    """
+    :param runs: Runs.
+    :return: They by agent, in their order.
+    """
+    by_agent: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        by_agent.setdefault(str(run["agent"]), []).append(run)
+    return by_agent
+
+
 def sections(runs: Runs) -> dict[str, str]:
     """
     :param runs: All runs.
@@ -219,18 +244,18 @@ def sections(runs: Runs) -> dict[str, str]:
     parts = {}
     for family in sorted({run["family"] for run in runs}):
         of_family = [run for run in runs if run["family"] == family]
-        most = max(run["timesteps"] for run in of_family)
-        of_family = [run for run in of_family if run["timesteps"] > 0.9 * most]
-        by_agent: dict[str, list[Mapping[str, Any]]] = {}
-        for run in of_family:
-            by_agent.setdefault(str(run["agent"]), []).append(run)
+        longest = of_length(of_family, max(run["timesteps"] for run in of_family))
+        by_agent = grouped(longest)
         image = f"results_{family.removesuffix('-v0').lower()}.png"
         picture(by_agent, family, DOCS / "images" / image)
-        parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(of_family)}\n\n![{family}](images/{image})"
+        parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(longest)}\n\n![{family}](images/{image})"
         parts[f"{family}: speed"] = speed(by_agent)
-        bases = {agent: LABELS[agent] for agent in ("trmrl", "rl2", "paper")}
-        if any(agent in by_agent for agent in CHANGE_LABELS):
-            parts[f"{family}: one factor"] = table(by_agent, {**bases, **CHANGE_LABELS})
+        lengths = [run["timesteps"] for run in of_family if run["agent"] in CHANGES]
+        if lengths:
+            equally_long = of_length(of_family, max(lengths, key=lengths.count))
+            bases = {agent: LABELS[agent] for agent in ("trmrl", "rl2", "paper")}
+            parts[f"{family}: one factor"] = table(grouped(equally_long), {**bases, **CHANGE_LABELS})
+            parts[f"{family}: one factor"] += f"\n\n{origin(equally_long)}"
     return parts
 
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-import yaml
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -239,12 +238,13 @@ class SeesTasks:
 def training_settings(env_id: str) -> dict[str, Any]:
     """
     :param env_id: A registered id.
-    :return: Its block in ``hyperparams/trmrl.yml``: PPO's settings are those of TrMRL on the same family
+    :return: Its block in ``hyperparams/trmrl.yml`` without callbacks: PPO's settings are those of TrMRL on the same family
     """
-    from sb3_trmrl import hyperparams_dir
+    from sb3_trmrl.zoo.settings import read_settings
 
-    blocks = yaml.safe_load((hyperparams_dir() / "trmrl.yml").read_text(encoding="utf-8"))
-    return dict(blocks.get(env_id, blocks["default"]))
+    settings = read_settings("trmrl", env_id)
+    settings.pop("callback", None)
+    return settings
 
 
 def train_reference(

@@ -1,0 +1,35 @@
+"""``read_settings`` against the files themselves and against what the zoo makes of them."""
+
+import pytest
+import yaml
+
+from sb3_trmrl import hyperparams_dir
+from sb3_trmrl.common.references import train_reference
+from sb3_trmrl.zoo.settings import read_settings
+
+
+def test_schedule_falls_to_zero():
+    assert yaml.safe_load((hyperparams_dir() / "trmrl.yml").read_text())["ML1-reach-v3"]["learning_rate"] == "lin_1e-3"
+    schedule = read_settings("trmrl", "ML1-reach-v3")["learning_rate"]
+    assert [schedule(left) for left in (1.0, 0.5, 0.0)] == [1e-3, 5e-4, 0.0]
+
+
+def test_is_a_copy_and_knows_the_default():
+    first = read_settings("trmrl", "NoBlock-v0")
+    assert first == yaml.safe_load((hyperparams_dir() / "trmrl.yml").read_text())["default"]
+    first["env_kwargs"] = {}
+    read_settings("trmrl", "AntDir-v0")["env_kwargs"]["horizon"] = 1
+    assert read_settings("trmrl", "HumanoidDir-v0")["env_kwargs"]["horizon"] == 200
+    assert "env_kwargs" not in read_settings("trmrl", "NoBlock-v0")
+
+
+def test_unknown_schedule_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("sb3_trmrl.hyperparams_dir", lambda: tmp_path)
+    (tmp_path / "trmrl.yml").write_text("default: {clip_range: cos_0.2}")
+    with pytest.raises(ValueError, match=r"clip_range of X-v0 .* like 'lin_3e-4', got 'cos_0.2'"):
+        read_settings("trmrl", "X-v0")
+
+
+def test_reference_learns_with_the_schedule():
+    model = train_reference("blind", "HalfCheetahDir-v0", timesteps=1)
+    assert model.lr_schedule(0.5) == 0.5 * model.lr_schedule(1.0)
