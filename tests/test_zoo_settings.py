@@ -33,3 +33,7 @@ def test_unknown_schedule_is_refused(monkeypatch, tmp_path):
 def test_reference_learns_with_the_schedule():
     model = train_reference("blind", "HalfCheetahDir-v0", timesteps=1)
     assert model.lr_schedule(0.5) == 0.5 * model.lr_schedule(1.0)
+    # The one thing in which they differ from TrMRL, on physics only
+    assert (model.batch_size, model.n_epochs) == (800, 10)
+    block = read_settings("trmrl", "HalfCheetahDir-v0")
+    assert (block["batch_size"], block["n_epochs"]) == (1600, 5)

@@ -33,6 +33,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation, make_trials
 from sb3_trmrl.envs.meta_env import Task
+from sb3_trmrl.envs.mujoco.base import MujocoMetaEnv
 from sb3_trmrl.envs.point_robot import STEP_LENGTH
 from sb3_trmrl.envs.registration import TASK_FAMILIES
 from sb3_trmrl.envs.trial import TokenSpace
@@ -238,12 +239,17 @@ class SeesTasks:
 def training_settings(env_id: str) -> dict[str, Any]:
     """
     :param env_id: A registered id.
-    :return: Its block in ``hyperparams/trmrl.yml`` without callbacks: PPO's settings are those of TrMRL on the same family
+    :return: PPO's settings for the references: those of TrMRL on the same family, ``hyperparams/trmrl.yml``, without callbacks.
+        On the MuJoCo families perceptrons learn better from twice as many updates on half as many steps (docs/results.md), and
+        a reference has to be as good as it can
     """
     from sb3_trmrl.zoo.settings import read_settings
 
     settings = read_settings("trmrl", env_id)
     settings.pop("callback", None)
+    family = TASK_FAMILIES.get(env_id)
+    if isinstance(family, type) and issubclass(family, MujocoMetaEnv):
+        settings.update(batch_size=800, n_epochs=10)
     return settings
 
 
@@ -257,8 +263,8 @@ def train_reference(
     callback: MaybeCallback = None,
 ) -> TrMRLPPO:
     """
-    Train a reference: the PPO of ``TrMRLPPO`` with the settings of ``hyperparams/trmrl.yml``, but two perceptrons on what the
-    agent may see, instead of a memory.
+    Train a reference: the PPO of ``TrMRLPPO`` with :func:`training_settings`, but two perceptrons on what the agent may see,
+    instead of a memory.
 
     :param agent: ``"oracle"``, ``"reactive"`` or ``"blind"``.
     :param env_id: A registered id with vector observations.
