@@ -325,3 +325,15 @@ def test_every_algorithm_takes_every_encoder(algorithm, name, encoder_class):
     kwargs = dict(memory_encoder=name, net_arch=[8])
     model = algorithm(policy, counter_vec_env(1), n_steps=8, batch_size=8, device="cpu", policy_kwargs=kwargs)
     assert type(model.policy.actor_memory) is encoder_class
+
+
+@pytest.mark.parametrize("label", ["gru", "window"])
+def test_a_schedule_does_not_go_on_behind_the_last_step(label):
+    # As RL Zoo's lin_3e-3, which nothing keeps from becoming negative
+    model = make_model(counter_vec_env(2), label, learning_rate=lambda progress: progress * 3e-3)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(1)
+    assert model.num_timesteps > 1 and model.policy.optimizer.param_groups[0]["lr"] == 0.0
+    assert model.num_timesteps == model.n_steps * model.n_envs, "one rollout: there was no update with a rate above zero"
+    for name, parameter in model.policy.named_parameters():
+        th.testing.assert_close(parameter, before[name], rtol=0, atol=0)

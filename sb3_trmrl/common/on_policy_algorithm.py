@@ -428,6 +428,11 @@ class MemoryPPO(PretrainedMixin, PPO):
     def _update(self) -> None:
         super().train()
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout may end behind total_timesteps: a schedule such as RL Zoo's lin_1e-3 would be negative there, and
+        # the last update would unlearn
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
 
 def refuse_non_finite_gradients(optimizer: th.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """

@@ -239,9 +239,9 @@ class SeesTasks:
 def training_settings(env_id: str) -> dict[str, Any]:
     """
     :param env_id: A registered id.
-    :return: PPO's settings for the references: those of TrMRL on the same family, ``hyperparams/trmrl.yml``, without callbacks.
-        On the MuJoCo families perceptrons learn better from twice as many updates on half as many steps (docs/results.md), and
-        a reference has to be as good as it can
+    :return: PPO's settings for the references: those of TrMRL on the same family (``hyperparams/trmrl.yml``). On the MuJoCo
+        families perceptrons learn better from twice as many epochs and minibatches half as large (docs/results.md), and a
+        reference has to be as good as it can be
     """
     from sb3_trmrl.zoo.settings import read_settings
 
