@@ -199,7 +199,9 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
     saving = PretrainedCheckpointCallback(max(1, timesteps // 20), folder, keep_last=1, score=lambda model: None)
     # None left: only the evaluation was broken off
     model.learn(max(0, timesteps - model.num_timesteps), callback=[progress, saving], reset_num_timesteps=False)
-    save_pretrained(model, folder / "final")
+    what = f"--families {env_id} --agents {agent} --seeds {seed} --timesteps {timesteps}"
+    model.train_command = f"OMP_NUM_THREADS=1 python benchmarks/campaign.py {what}"
+    save_pretrained(model, folder / "final", training_state=False)
     return model, progress
 
 

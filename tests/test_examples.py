@@ -1,10 +1,14 @@
 """The examples run as the README says, on few steps."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import sb3_trmrl
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,3 +51,14 @@ def test_hub_goes_on_where_it_was(tmp_path):
     assert "Goes on from" not in printed[0] and "Goes on from made/checkpoints/checkpoint_3840_steps" in printed[1]
     assert "Saved config.json, model.safetensors, optimizer.safetensors" in printed[1]
     assert {path.name for path in (tmp_path / "made").iterdir()} == {"checkpoints", "model"}
+
+
+@pytest.mark.parametrize(("env_id", "tolerance"), [("HalfCheetahDir-v0", 60.0), ("HalfCheetahVel-v0", 10.0)])
+def test_pretrained_agents_return_what_is_published(env_id, tolerance):
+    # A twentieth of what separates oracle and blind: physics is chaotic, so another machine gets other returns on each task
+    lines = map(json.loads, (ROOT / "benchmarks" / "results" / "campaign.jsonl").read_text().splitlines())
+    (line,) = [line for line in lines if (line["family"], line["agent"], line["seed"]) == (env_id, "trmrl", 0)]
+    model = sb3_trmrl.load(ROOT / "examples" / "pretrained" / env_id, device="cpu")
+    assert model.num_timesteps == line["timesteps"]
+    result = sb3_trmrl.evaluate_adaptation(model, env_id, n_tasks=20, n_episodes=3, split="test", seed=0)
+    assert np.abs(result.curve - np.mean(line["returns"]["test"], axis=0)[:3]).max() < tolerance

@@ -492,3 +492,19 @@ def test_loading_and_resuming_imports_writes_and_unpickles_nothing(tmp_path: Pat
     ]
     assert all(modules == [] and events == [] for _, modules, events in results), results
     assert not (tmp_path / "pwned").exists()
+
+
+def test_only_a_command_that_was_typed_is_kept(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from sb3_trmrl.common.save_util import command_line\n"
+        "if __name__ == '__main__':\n"
+        "    print(command_line(), flush=True)\n"
+        "    for method in ('spawn', 'fork'):\n"
+        "        with multiprocessing.get_context(method).Pool(1) as pool:\n"
+        "            print(pool.apply(command_line), flush=True)\n"
+    )
+    command = [sys.executable, "script.py", "--seed", "1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["python script.py --seed 1", "None", "None"]

@@ -1,5 +1,6 @@
 """Saving and loading models as data: the methods of the algorithms. The work is done in :mod:`sb3_trmrl.hub`."""
 
+import multiprocessing
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +18,12 @@ SelfPretrained = TypeVar("SelfPretrained", bound="MemoryPPO")
 
 
 def command_line() -> str | None:
-    """:return: The command that runs this process, as typed in a shell; None in an interactive session."""
+    """
+    :return: The command that runs this process, as typed in a shell; None in an interactive session and in a process that
+        ``multiprocessing`` started, whose command nobody typed.
+    """
+    if multiprocessing.parent_process() is not None:
+        return None
     # An interpreter's path tells about a machine, not about the training
     arguments = ["python", *sys.orig_argv[1:]]
     is_script = len(arguments) > 1 and sys.argv[0] not in ("", "-c", "-")
