@@ -6,7 +6,8 @@ Speed and memory use of the memory encoders, and RL2PPO against sb3-contrib's Re
 
 Every measurement has a process of its own (peak memory) and all take turns for ``--rounds`` rounds, so that a machine whose
 speed drifts treats them alike; the best round counts. Acting is one call of the policy for 20 environments at trial time
-``length``; an update is ``evaluate_actions``, PPO's loss, backward and an Adam step on a minibatch of about 800 steps.
+``length``; an update is ``evaluate_actions``, PPO's loss, backward and an Adam step on a minibatch of about
+``--batch-size`` steps.
 """
 
 import argparse
@@ -29,7 +30,6 @@ from sb3_trmrl.memory_encoders.attention import TransformerLayer
 N_ENVS = 20
 TOKEN_DIM = 28
 """HalfCheetahDir's: 20 observations, 6 actions, reward, done."""
-BATCH_SIZE = 800
 
 TRANSFORMER: dict[str, Any] = dict(embed_dim=128, n_heads=4, n_layers=2)
 SIZES: dict[str, dict[str, Any]] = {
@@ -124,21 +124,22 @@ def acting(encoder: str, length: int, seconds: float) -> float:
         return best_time(lambda: policy(tokens[-1], state, starts), seconds)
 
 
-def update(encoder: str, length: int, seconds: float) -> tuple[float, int]:
+def update(encoder: str, length: int, seconds: float, batch_size: int) -> tuple[float, int]:
     """
     :param encoder: One of ``ENCODERS``.
     :param length: Length of window or trial.
     :param seconds: About how long to measure.
+    :param batch_size: Steps per minibatch, about.
     :return: Seconds per minibatch and its number of steps.
     """
     policy = make_policy(encoder, length)
     policy.set_training_mode(True)
     if policy.actor_memory.training_unit == "window":
         # Long windows need much memory
-        n_steps = min(BATCH_SIZE, max(8, 40_000 // length))
+        n_steps = min(batch_size, max(8, 40_000 // length))
         observations: Any = MemoryWindows(th.randn(n_steps, length, TOKEN_DIM), th.full((n_steps,), length))
     else:
-        n_slices = max(1, BATCH_SIZE // length)
+        n_slices = max(1, batch_size // length)
         n_steps = n_slices * length
         observations = TrialSlices(
             th.randn(n_slices, length, TOKEN_DIM),
@@ -159,16 +160,16 @@ def update(encoder: str, length: int, seconds: float) -> tuple[float, int]:
     return best_time(step, seconds), n_steps
 
 
-def measure(job: tuple[str, int, float]) -> dict[str, Any]:
+def measure(job: tuple[str, int, float, int]) -> dict[str, Any]:
     """
-    :param job: Encoder, length, seconds.
+    :param job: Encoder, length, seconds, steps per minibatch.
     :return: Steps per second of acting and update, and the process's additional peak memory in MB.
     """
-    encoder, length, seconds = job
+    encoder, length, seconds, batch_size = job
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     act = acting(encoder, length, seconds)
     act_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds_per_batch, n_steps = update(encoder, length, seconds)
+    seconds_per_batch, n_steps = update(encoder, length, seconds, batch_size)
     return dict(
         encoder=encoder,
         length=length,
@@ -220,6 +221,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[5, 50, 400, 2000])
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=1600, help="steps per minibatch; 1600: hyperparams/trmrl.yml's")
     parser.add_argument("--skip-learn", action="store_true", help="leave out RL2PPO against RecurrentPPO")
     arguments = parser.parse_args()
     print(f"torch {th.__version__}, {th.get_num_threads()} threads\n")
@@ -235,7 +237,7 @@ def main() -> None:
             if pair not in pairs
         ]
         for _ in range(arguments.rounds):
-            for result in pool.imap(measure, [(*pair, arguments.seconds) for pair in pairs]):
+            for result in pool.imap(measure, [(*pair, arguments.seconds, arguments.batch_size) for pair in pairs]):
                 key = (result["encoder"], result["length"])
                 old = cells.get(key, result)
                 cells[key] = {name: max(old[name], result[name]) for name in ("act", "update", "act_mb", "update_mb")}
