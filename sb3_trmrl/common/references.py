@@ -246,7 +246,6 @@ def training_settings(env_id: str) -> dict[str, Any]:
     from sb3_trmrl.zoo.settings import read_settings
 
     settings = read_settings("trmrl", env_id)
-    settings.pop("callback", None)
     family = TASK_FAMILIES.get(env_id)
     if isinstance(family, type) and issubclass(family, MujocoMetaEnv):
         settings.update(batch_size=800, n_epochs=10)

@@ -13,7 +13,7 @@ def read_settings(file: str, env_id: str) -> dict[str, Any]:
 
     :param file: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: A registered id.
-    :return: Its block, or the one for ids without a block; a copy.
+    :return: Its block without callbacks, or the one for ids without a block; a copy.
     :raises ValueError: For a schedule that is not linear.
     """
     from sb3_trmrl import hyperparams_dir
@@ -21,6 +21,7 @@ def read_settings(file: str, env_id: str) -> dict[str, Any]:
     blocks = yaml.safe_load((hyperparams_dir() / f"{file}.yml").read_text(encoding="utf-8"))
     # Blocks share what yaml's anchors repeat
     block: dict[str, Any] = copy.deepcopy(blocks.get(env_id, blocks["default"]))
+    block.pop("callback", None)
     for name in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(block.get(name), str):
             kind, start = block[name].split("_")
