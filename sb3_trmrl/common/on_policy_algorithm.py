@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer, TrialSliceRolloutBuffer, WorkingMemoryRolloutBuffer
+from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.save_util import PretrainedMixin
 from sb3_trmrl.envs.trial import TokenSpace
@@ -417,7 +418,8 @@ class MemoryPPO(PretrainedMixin, PPO):
         Update the policy from the rollout buffer, then take the rollout's observations into the running statistics, so that
         acting and training within one iteration used the same numbers.
         """
-        self._update()
+        with fast_linear():
+            self._update()
         self.n_iterations += 1
         if self.policy.normalizer is not None:
             context = self.rollout_buffer.context_length

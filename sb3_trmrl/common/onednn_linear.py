@@ -1,0 +1,87 @@
+"""
+Linear layers through oneDNN on processors on which torch's own are slow.
+
+Torch multiplies float32 matrices by Intel's MKL, which takes the AVX2 kernels on AMD processors even where there is AVX-512:
+105 GFLOP/s on one core of an EPYC 9005 on which oneDNN, a part of torch too, reaches 225 (docs/guide/memory.md, with the
+command). Both compute in float32; results differ in the last bits.
+"""
+
+import contextlib
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+#: Fewer rows than this are no faster
+MIN_ROWS = 64
+
+
+def mkl_leaves_avx512_unused() -> bool:
+    """:return: Whether this is an AMD processor with AVX-512 and torch has both libraries."""
+    if not (th.backends.mkl.is_available() and th.backends.mkldnn.is_available()):
+        return False
+    if th.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(th.ops.mkldnn, "_linear_pointwise"):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows the vendor
+    return "AuthenticAMD" in (cpuinfo.read_text() if cpuinfo.exists() else platform.processor())
+
+
+def _multiply(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    # x weight^T + bias
+    return th.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(th.autograd.Function):
+    """``F.linear`` and its gradients as three products of oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, th.Tensor | None, th.Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grads, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+        grad_weight = None
+        if needs_weight:
+            # The left factor is copied to its transpose: let that be the smaller one
+            if grads.shape[1] <= inputs.shape[1]:
+                grad_weight = _multiply(grads.t(), inputs.t())
+            else:
+                grad_weight = _multiply(inputs.t(), grads.t()).t()
+        return (
+            _multiply(grads, weight.t()).view_as(x) if needs_x else None,
+            grad_weight,
+            grads.sum(0) if needs_bias else None,
+        )
+
+
+class _LinearByOneDNN(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and not kwargs:
+            x, weight, *bias = args
+            if x.dtype == weight.dtype == th.float32 and x.device.type == "cpu" and x.dim() > 1:
+                if x.shape[:-1].numel() >= MIN_ROWS:
+                    return _Linear.apply(x, weight, *(bias or [None]))
+        return func(*args, **(kwargs or {}))
+
+
+_NEEDED = mkl_leaves_avx512_unused()
+
+
+def fast_linear() -> contextlib.AbstractContextManager[Any]:
+    """
+    :return: A context in which ``F.linear``, and so ``nn.Linear``, of at least ``MIN_ROWS`` rows of float32 on the CPU goes
+        through oneDNN; one that does nothing where MKL is as fast
+    """
+    return _LinearByOneDNN() if _NEEDED else contextlib.nullcontext()
