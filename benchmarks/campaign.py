@@ -41,8 +41,9 @@ from sb3_trmrl.zoo import ALGORITHMS
 from sb3_trmrl.zoo import settings as zoo_settings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "campaign.jsonl"
-N_TASKS, N_EPISODES, EVAL_SEED = 20, 6, 0
-"""Every agent meets the same tasks and the same starts of episodes."""
+N_TASKS, N_EPISODES = 20, 6
+EVAL_SEEDS = {"returns": 0, "fresh_returns": 1000}
+"""Every agent meets the same tasks and starts of episodes: those of seed 0, on which settings were chosen, and fresh ones."""
 
 SETTINGS = {"trmrl": "trmrl", "paper": "trmrl_paper", "rl2": "rl2"}
 """Files of ``hyperparams/``, by the name of the agent."""
@@ -204,16 +205,17 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
     return model, progress
 
 
-def evaluate(agent: str, model: BaseAlgorithm, env_id: str, split: str) -> AdaptationResult:
+def evaluate(agent: str, model: BaseAlgorithm, env_id: str, split: str, seed: int) -> AdaptationResult:
     """
     :param agent: One of ``AGENTS``.
     :param model: The trained agent.
     :param env_id: The family.
     :param split: Where tasks are drawn from.
+    :param seed: Which tasks and starts; one of ``EVAL_SEEDS``.
     :return: Its returns.
     """
     player: Any = model
-    settings: dict[str, Any] = dict(n_tasks=N_TASKS, n_episodes=N_EPISODES, split=split, seed=EVAL_SEED)
+    settings: dict[str, Any] = dict(n_tasks=N_TASKS, n_episodes=N_EPISODES, split=split, seed=seed)
     if agent == "oracle":
         # Which tasks these are, it has to be told before
         anyone = RandomAgent(make_trials(env_id, {}).action_space, seed=0)
@@ -249,7 +251,10 @@ def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> dic
         parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
         curve=thinned(progress.points),
         # (n_tasks, n_episodes) each
-        returns={split: evaluate(agent, model, env_id, split).returns.round(2).tolist() for split in splits},
+        **{
+            name: {split: evaluate(agent, model, env_id, split, eval_seed).returns.round(2).tolist() for split in splits}
+            for name, eval_seed in EVAL_SEEDS.items()
+        },
     )
 
 

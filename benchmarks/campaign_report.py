@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import CHANGES, EVAL_SEED, N_EPISODES, N_TASKS, RESULTS, read_results
+from campaign import CHANGES, EVAL_SEEDS, N_EPISODES, N_TASKS, RESULTS, read_results
 
 from sb3_trmrl.common.statistics import adaptation_score, bootstrap_interval, interquartile_mean, score_interval
 from sb3_trmrl.plots.style import LineStyle, agent_style, finish, new_figure, reference_style, save_figure
@@ -54,13 +54,14 @@ assert set(CHANGE_LABELS) == set(CHANGES)
 Runs = Sequence[Mapping[str, Any]]
 
 
-def stacked(runs: Runs, split: str) -> np.ndarray:
+def stacked(runs: Runs, split: str, tasks: str = "returns") -> np.ndarray:
     """
     :param runs: Runs of one agent.
     :param split: A split.
+    :param tasks: Which of its tasks, a key of ``EVAL_SEEDS``.
     :return: Returns, ``(n_runs, n_tasks, n_episodes)``.
     """
-    return np.array([run["returns"][split] for run in runs])
+    return np.array([run[tasks][split] for run in runs])
 
 
 def number(value: float, interval: tuple[float, float], digits: int) -> str:
@@ -109,6 +110,30 @@ def table(by_agent: Mapping[str, Runs], labels: Mapping[str, str]) -> str:
         rows.append(cells)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fresh_table(by_agent: Mapping[str, Runs]) -> str:
+    """
+    :param by_agent: Runs of one family.
+    :return: How agents do on tasks on which nothing was chosen, in Markdown; empty if no reference was played on them.
+    """
+    name = "fresh_returns"
+    played = {agent: [run for run in runs if name in run] for agent, runs in by_agent.items()}
+    if not played.get("blind") or not played.get("oracle"):
+        return ""
+    references = {agent: stacked(played[agent], "test", name).mean(axis=0) for agent in ("blind", "oracle")}
+    has_ood = "ood" in played["oracle"][0][name]
+    head = ["agent, on fresh tasks", "seeds", "score, episode 1", "episodes 2 to 6"]
+    rows = [[*head, *(["OOD return, episodes 2 to 6"] if has_ood else [])]]
+    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
+    for agent, label in LABELS.items():
+        runs = played.get(agent)
+        if runs and agent not in references:
+            cells = [label, str(len(runs)), *_scores(stacked(runs, "test", name), references)]
+            if has_ood:
+                cells.append(returned(stacked(runs, "ood", name)[..., 1:].mean(axis=-1)))
+            rows.append(cells)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _scores(returns: np.ndarray, references: Mapping[str, np.ndarray]) -> list[str]:
@@ -249,6 +274,7 @@ def sections(runs: Runs) -> dict[str, str]:
         image = f"results_{family.removesuffix('-v0').lower()}.png"
         picture(by_agent, family, DOCS / "images" / image)
         parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(longest)}\n\n![{family}](images/{image})"
+        parts[f"{family}: fresh tasks"] = fresh_table(by_agent)
         parts[f"{family}: speed"] = speed(by_agent)
         lengths = [run["timesteps"] for run in of_family if run["agent"] in CHANGES]
         if lengths:
@@ -265,7 +291,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=DOCS / "results.md")
     arguments = parser.parse_args()
-    print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seed {EVAL_SEED}")
+    print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seeds {EVAL_SEEDS}")
     text = arguments.page.read_text(encoding="utf-8")
     for name, content in sections(read_results(arguments.results)).items():
         text, count = re.subn(

@@ -11,6 +11,7 @@ speed drifts treats them alike; the best round counts. Acting is one call of the
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import resource
 import time
@@ -24,6 +25,7 @@ from gymnasium import spaces
 
 from sb3_trmrl import RL2PPO, TrMRLPolicy
 from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.common.type_aliases import MemoryWindows, TrialSlices
 from sb3_trmrl.memory_encoders.attention import TransformerLayer
 
@@ -39,7 +41,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Ends of the names of transformers, and their sizes; the last one is the paper's."""
 ALL_OUTPUTS = ", all outputs"
-"""Mark of windows whose last layer computes all W outputs, as the author's code does; ours computes the last one only."""
+"""
+Mark of windows as the author's code has them: the last layer computes all W outputs (ours the last one only), the linear layers
+are torch's own.
+"""
 BAND = "band of 64"
 """The trial's transformer as ``hyperparams/trmrl.yml`` has it for the MuJoCo families."""
 TRANSFORMERS = [f"{kind}{size}" for size in SIZES for kind in ("window", "trial", BAND)]
@@ -157,7 +162,9 @@ def update(encoder: str, length: int, seconds: float, batch_size: int) -> tuple[
         th.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
         policy.optimizer.step()
 
-    return best_time(step, seconds), n_steps
+    # `train` does it so; the author's code has torch's own linear layers
+    with contextlib.nullcontext() if encoder.endswith(ALL_OUTPUTS) else fast_linear():
+        return best_time(step, seconds), n_steps
 
 
 def measure(job: tuple[str, int, float, int]) -> dict[str, Any]:
