@@ -42,8 +42,8 @@ SIZES: dict[str, dict[str, Any]] = {
 """Ends of the names of transformers, and their sizes; the last one is the paper's."""
 ALL_OUTPUTS = ", all outputs"
 """
-Mark of windows as the author's code has them: the last layer computes all W outputs (ours the last one only), the linear layers
-are torch's own.
+Mark of windows as the author's code has them: the last layer computes all W outputs (ours: the last one), and linear
+layers are torch's own.
 """
 BAND = "band of 64"
 """The trial's transformer as ``hyperparams/trmrl.yml`` has it for the MuJoCo families."""
