@@ -3,7 +3,7 @@ Steps per second of a whole ``learn()``, and where the time goes: physics, actin
 
     python benchmarks/learn_speed.py
     python benchmarks/learn_speed.py --settings trmrl rl2 --env AntDir-v0
-    python benchmarks/learn_speed.py --paper-size    # the paper's update against ours, equal width and depth
+    python benchmarks/learn_speed.py --paper-size    # the paper's update against ours on whole trials, equal width and depth
 
 The settings are the blocks of ``hyperparams/*.yml``, unchanged. One iteration warms up, the next ones are measured. The update
 is set against the machine's ``sgemm``: floating point operations of all matrix products (attention's own are not counted), by
@@ -23,6 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.zoo import ALGORITHMS
+
+COUNTED: dict[Any, Any] = {}
+if hasattr(th.ops.mkldnn, "_linear_pointwise"):  # unknown to torch's counter
+    COUNTED[th.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
+PAPER_SIZE = {
+    f"policy_kwargs.memory_encoder_kwargs.{name}": size
+    for name, size in dict(n_layers=4, n_heads=16, memory_length=1024).items()
+}
 
 
 class Clock:
@@ -75,14 +83,13 @@ class Clock:
 def sgemm_gflops(seconds: float = 1.0) -> float:
     """
     :param seconds: Time to take.
-    :return: The best rate of a product of 1024 x 1024 matrices, in GFLOP/s, by the library that the update uses.
+    :return: The best rate of a product of 1024 x 1024 matrices, in GFLOP/s.
     """
     a, b = th.randn(1024, 1024), th.randn(1024, 1024)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        with fast_linear():
-            th.nn.functional.linear(a, b)
+        th.nn.functional.linear(a, b)
         best = max(best, 2 * 1024**3 / (time.perf_counter() - start) / 1e9)
     return best
 
@@ -94,9 +101,10 @@ def profile(settings: str, env_id: str, n_iterations: int, paper_size: bool) -> 
     :param settings: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: Family.
     :param n_iterations: Number of iterations to measure.
-    :param paper_size: See :func:`make_model`.
+    :param paper_size: Whether ``trmrl.yml`` gets the paper's number of layers and heads, and a memory of the trial.
     """
-    model = make_model(settings, env_id, paper_size)
+    changes = PAPER_SIZE if paper_size and settings == "trmrl" else None
+    model: Any = make_model(settings, env_id, seed=0, changes=changes)
     rollout = model.n_steps * model.n_envs
     model.learn(rollout)
     clock = Clock()
@@ -118,11 +126,12 @@ def profile(settings: str, env_id: str, n_iterations: int, paper_size: bool) -> 
     for label, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"| {label} | {1e6 * seconds / steps:.1f} | {seconds / total:.1%} |")
     # Counting slows down, so it has an update of its own
-    by_onednn = {th.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}
-    with FlopCounterMode(display=False, custom_mapping=by_onednn) as counter, contextlib.redirect_stdout(None):
+    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter, contextlib.redirect_stdout(None):
         model.train()
     flops = counter.get_total_flops() * n_epochs / (model._n_updates - n_updates - n_epochs)
-    rate, limit = flops / update_seconds / 1e9, sgemm_gflops()
+    rate = flops / update_seconds / 1e9
+    with fast_linear():  # as `train` does
+        limit = sgemm_gflops()
     print(f"\nupdate: {rate:.0f} GFLOP/s of {limit:.0f} by sgemm ({rate / limit:.0%})")
     model.env.close()
 
@@ -134,9 +143,9 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=files, default=["trmrl_paper", "trmrl"])
     parser.add_argument("--env", default="HalfCheetahVel-v0", help="a block of these files")
     parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--paper-size", action="store_true", help="give trmrl the paper's 4 layers, 16 heads and all epochs")
+    parser.add_argument("--paper-size", action="store_true", help="give trmrl the paper's layers and heads")
     arguments = parser.parse_args()
-    print(f"torch {th.__version__}, {th.get_num_threads()} threads")
+    print(f"torch {th.__version__}, {th.get_num_threads()} threads; torch's own sgemm: {sgemm_gflops():.0f} GFLOP/s")
     for settings in arguments.settings:
         profile(settings, arguments.env, arguments.iterations, arguments.paper_size)
 

@@ -2,8 +2,8 @@
 Linear layers through oneDNN on processors on which torch's own are slow.
 
 Torch multiplies float32 matrices by Intel's MKL, which takes the AVX2 kernels on AMD processors even where there is AVX-512:
-105 GFLOP/s on one core of an EPYC 9005 on which oneDNN, a part of torch too, reaches 225 (docs/guide/memory.md, with the
-command). Both compute in float32; results differ in the last bits.
+105 GFLOP/s on one core of an EPYC on which oneDNN, a part of torch too, reaches 230 (``benchmarks/learn_speed.py`` prints
+both). Both compute in float32; results differ in the last bits.
 """
 
 import contextlib
