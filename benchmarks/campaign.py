@@ -58,6 +58,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
             "policy_kwargs.memory_reset": "episode",
         },
     ),
+    "trmrl-reset-trial": ("trmrl", {"policy_kwargs.memory_reset": "trial"}),
     "trmrl-whole-trial": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1024}),
     "trmrl-16-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 16}),
     "trmrl-constant-lr": ("trmrl", {"learning_rate": 3e-4}),

@@ -34,6 +34,7 @@ LABELS = {
 CHANGE_LABELS = {
     "rl2-lstm": "RL2 with an LSTM instead of the GRU",
     "trmrl-window": "our default with a window of 5, emptied at every episode",
+    "trmrl-reset-trial": "our default with a memory that lasts over the episodes of a trial",
     "trmrl-whole-trial": "our default with the memory of the whole trial",
     "trmrl-16-steps": "our default with 16 steps of memory",
     "trmrl-constant-lr": "our default with a learning rate of 3e-4 to the end",
