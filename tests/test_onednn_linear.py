@@ -72,6 +72,7 @@ def test_what_it_does_not_suit_is_left_alone(needed):
         assert not by_onednn(F.linear(th.randn(3), weight))
         assert not by_onednn(F.linear(th.randn(64, 3).double(), weight.double()))
         assert F.linear(input=th.randn(64, 3), weight=weight, bias=None).shape == (64, 4)
+        assert F.linear(th.randn(64, 3), weight[0]).shape == (64,)
     assert not by_onednn(F.linear(th.randn(64, 3), weight))
 
 

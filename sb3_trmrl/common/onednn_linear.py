@@ -70,7 +70,7 @@ class _LinearByOneDNN(TorchFunctionMode):
     ) -> Any:
         if func is F.linear and not kwargs:
             x, weight, *bias = args
-            if x.dtype == weight.dtype == th.float32 and x.device.type == "cpu" and x.dim() > 1:
+            if x.dtype == weight.dtype == th.float32 and x.device.type == "cpu" and x.dim() > 1 and weight.dim() == 2:
                 if x.shape[:-1].numel() >= MIN_ROWS:
                     return _Linear.apply(x, weight, *(bias or [None]))
         return func(*args, **(kwargs or {}))
