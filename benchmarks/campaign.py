@@ -15,7 +15,9 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -319,6 +321,8 @@ def main() -> None:
     print(f"{len(missing)} runs of {timesteps:,} steps to do")
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     origin = facts()
+    # Killed, the pool ends its runs; or they would go on alone
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
         for number, line in enumerate(pool.imap_unordered(_run, missing), start=1):
             with arguments.results.open("a") as file:
