@@ -595,7 +595,9 @@ def test_workers_end_with_the_main_process() -> None:
 
 
 def test_interrupt_reaches_the_main_process_only_and_it_can_go_on() -> None:
+    # A shell lets what runs in its background ignore interrupts, and that is inherited
     end = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     print("stepping", flush=True)
     while True:
