@@ -479,8 +479,8 @@ def test_failed_start(how: str, error: type[Exception], message: str) -> None:
     gadgets().close()  # the server that makes processes is up
     start = time.monotonic()
     with pytest.raises(error, match=message):
-        ProcessVecEnv([Gadget, partial(fail_to_start, how)], n_workers=2, start_timeout=1.5)
-    assert time.monotonic() - start < 10
+        ProcessVecEnv([Gadget, partial(fail_to_start, how)], n_workers=2, start_timeout=1.5 if how == "sleep" else 60)
+    assert time.monotonic() - start < 30
     assert not multiprocessing.active_children()
 
 
