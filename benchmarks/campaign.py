@@ -6,7 +6,7 @@ How well and how fast do agents adapt? Trains agents, evaluates them on unseen t
 
 Agents have the settings of ``hyperparams/*.yml``. A finished run is a line in ``--results`` and is not run again; a broken-off
 one goes on from its last checkpoint in ``--folder`` (sb3-contrib's RecurrentPPO and the references start again). Each run has
-one thread; ``--jobs`` of them run at once.
+``--threads`` threads; ``--jobs`` of them run at once.
 """
 
 import argparse
@@ -43,6 +43,8 @@ from sb3_trmrl.zoo import ALGORITHMS
 from sb3_trmrl.zoo import settings as zoo_settings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "campaign.jsonl"
+SPEED_RESULTS = RESULTS.with_name("speed.jsonl")
+"""Short runs, one after another on a quiet machine, for their seconds alone."""
 N_TASKS, N_EPISODES = 20, 6
 EVAL_SEEDS = {"returns": 0, "fresh_returns": 1000}
 """Every agent meets the same tasks and starts of episodes: those of seed 0, on which settings were chosen, and fresh ones."""
@@ -77,7 +79,12 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "paper-1-layer": ("paper", {"policy_kwargs.memory_encoder_kwargs.n_layers": 1}),
 }
 """One factor at a time: which agent, and what of its settings is other."""
-AGENTS = (*SETTINGS, "recurrent_ppo", *REFERENCES, *CHANGES)
+RECURRENT_PPO = {
+    "recurrent_ppo": dict(shared_lstm=True, enable_critic_lstm=False),
+    "recurrent_ppo-two-lstms": dict(shared_lstm=False, enable_critic_lstm=True),
+}
+"""sb3-contrib's ways of having an LSTM: one for actor and critic, and its default, one for each."""
+AGENTS = (*SETTINGS, *RECURRENT_PPO, *REFERENCES, *CHANGES)
 
 
 def read_settings(file: str, env_id: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -114,12 +121,12 @@ def make_model(file: str, env_id: str, seed: int, changes: dict[str, Any] | None
     return algorithm(block.pop("policy"), env, seed=seed, device="cpu", **block)
 
 
-def make_recurrent_ppo(env_id: str, seed: int) -> RecurrentPPO:
+def make_recurrent_ppo(agent: str, env_id: str, seed: int) -> RecurrentPPO:
     """
+    :param agent: One of ``RECURRENT_PPO``.
     :param env_id: A block of ``hyperparams/trmrl.yml``, whose settings of PPO it gets.
     :param seed: Seed of everything.
-    :return: sb3-contrib's RecurrentPPO: one LSTM for actor and critic, as wide as our transformer, behind ``VecNormalize``
-        since it does not normalise.
+    :return: sb3-contrib's RecurrentPPO, as wide as our transformer, behind ``VecNormalize`` since it does not normalise.
     """
     block = read_settings("trmrl", env_id)
     policy_kwargs = block.pop("policy_kwargs")
@@ -133,8 +140,7 @@ def make_recurrent_ppo(env_id: str, seed: int) -> RecurrentPPO:
         device="cpu",
         policy_kwargs=dict(
             lstm_hidden_size=policy_kwargs["memory_encoder_kwargs"]["embed_dim"],
-            shared_lstm=True,
-            enable_critic_lstm=False,
+            **RECURRENT_PPO[agent],
             log_std_init=policy_kwargs.get("log_std_init", 0.0),
         ),
         **block,
@@ -194,8 +200,8 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
         reference = train_reference(agent, env_id, seed, timesteps, callback=progress)
         reference.save(folder / "final")  # its features are code of its own, so with pickle
         return reference, progress
-    if agent == "recurrent_ppo":
-        return make_recurrent_ppo(env_id, seed).learn(timesteps, callback=progress), progress
+    if agent in RECURRENT_PPO:
+        return make_recurrent_ppo(agent, env_id, seed).learn(timesteps, callback=progress), progress
     base, changes = CHANGES.get(agent, (agent, {}))
     checkpoint = latest_checkpoint(folder)
     model: Any = make_model(SETTINGS[base], env_id, seed, changes) if checkpoint is None else load(checkpoint, device="cpu")
@@ -230,7 +236,7 @@ def evaluate(agent: str, model: BaseAlgorithm, env_id: str, split: str, seed: in
     return evaluate_adaptation(player, env_id, **settings)
 
 
-def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> dict[str, Any]:
+def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path, threads: int) -> dict[str, Any]:
     """
     Train, evaluate.
 
@@ -239,9 +245,10 @@ def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> dic
     :param seed: Seed of everything.
     :param timesteps: Steps of training.
     :param folder: For checkpoints, and for the trained agent.
+    :param threads: Of torch.
     :return: The line of the file of results.
     """
-    th.set_num_threads(1)
+    th.set_num_threads(threads)
     warnings.simplefilter("ignore")
     model, progress = train(agent, env_id, seed, timesteps, folder)
     splits = [split for split in ("test", "ood") if split in make_trials(env_id, {}).meta_env.splits]
@@ -250,6 +257,7 @@ def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> dic
         agent=agent,
         seed=seed,
         timesteps=model.num_timesteps,
+        threads=threads,
         seconds=round(progress.seconds, 1),
         parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
         curve=thinned(progress.points),
@@ -280,7 +288,7 @@ def facts() -> dict[str, Any]:
     return dict(
         commit=commit.stdout.strip(),
         versions={name: importlib.metadata.version(name) for name in packages},
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, one thread per run",
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
         date=time.strftime("%Y-%m-%d"),
     )
 
@@ -300,6 +308,7 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", choices=AGENTS, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--timesteps", type=int, default=2_000_000)
+    parser.add_argument("--threads", type=int, default=1, help="of each run; what an agent learns depends on it")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=Path("runs/campaign"), help="for checkpoints and trained agents")
@@ -309,10 +318,17 @@ def main() -> None:
     done = {
         (line["family"], line["agent"], line["seed"])
         for line in read_results(arguments.results)
-        if timesteps <= line["timesteps"] < 1.1 * timesteps
+        if timesteps <= line["timesteps"] < 1.1 * timesteps and line["threads"] == arguments.threads
     }
     missing = [
-        (agent, family, seed, timesteps, arguments.folder / f"{family}_{agent}_seed{seed}_{timesteps}_steps")
+        (
+            agent,
+            family,
+            seed,
+            timesteps,
+            arguments.folder / f"{family}_{agent}_seed{seed}_{timesteps}_steps",
+            arguments.threads,
+        )
         for family in arguments.families
         for seed in arguments.seeds
         for agent in arguments.agents
@@ -335,7 +351,7 @@ def main() -> None:
             )
 
 
-def _run(job: tuple[str, str, int, int, Path]) -> dict[str, Any]:
+def _run(job: tuple[str, str, int, int, Path, int]) -> dict[str, Any]:
     return run(*job)
 
 

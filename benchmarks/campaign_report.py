@@ -3,9 +3,9 @@ Tables and pictures of the campaign, from its data.
 
     python benchmarks/campaign_report.py
 
-In ``docs/results.md`` it writes what stands between ``<!-- FAMILY: TABLE -->`` and ``<!-- end -->`` and leaves the rest as it
-is; pictures go to ``docs/images``. A table of agents has the runs of the most steps that there are for its family, a table of
-single factors those of as many steps as most of its agents have.
+In ``docs/results.md`` it writes what stands between ``<!-- FAMILY: TABLE -->``, or ``<!-- speed of learn -->``, and
+``<!-- end -->``, and leaves the rest as it is; pictures go to ``docs/images``. A table of agents has the runs of the most
+steps that there are for its family, a table of single factors those of as many steps as most of its agents have.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import CHANGES, EVAL_SEEDS, N_EPISODES, N_TASKS, RESULTS, read_results
+from campaign import CHANGES, EVAL_SEEDS, N_EPISODES, N_TASKS, RESULTS, SPEED_RESULTS, read_results
 
 from sb3_trmrl.common.statistics import adaptation_score, bootstrap_interval, interquartile_mean, score_interval
 from sb3_trmrl.plots.style import LineStyle, agent_style, finish, new_figure, reference_style, save_figure
@@ -27,6 +27,7 @@ LABELS = {
     "trmrl": "**TrMRL, our default**",
     "rl2": "RL2 (ours)",
     "recurrent_ppo": "RecurrentPPO (sb3-contrib)",
+    "recurrent_ppo-two-lstms": "RecurrentPPO (sb3-contrib), an LSTM for the actor and one for the critic",
     "paper": "TrMRL, paper's preset",
     "reactive": "PPO, reactive (token, no memory)",
     "blind": "PPO, blind (observation, no memory)",
@@ -194,6 +195,33 @@ def speed(by_agent: Mapping[str, Runs]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+def learn_speed(runs: Runs) -> str:
+    """
+    :param runs: Short runs of one family, a quiet machine's.
+    :return: Steps per second of whole trainings, median and range of the runs, the fastest agent first, in Markdown.
+    """
+    threads = sorted({run["threads"] for run in runs})
+    # (n_threads, n_runs) of each agent
+    rates = {
+        agent: np.array(
+            [[run["timesteps"] / run["seconds"] for run in of_agent if run["threads"] == number] for number in threads]
+        )
+        for agent, of_agent in grouped(runs).items()
+    }
+    medians = {agent: np.median(rate, axis=1) for agent, rate in rates.items()}
+    names = [f"{number} thread{'s' * (number > 1)}" for number in threads]
+    head = ["agent", *(f"steps/s, {name}" for name in names), *(f"against RecurrentPPO, {name}" for name in names)]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for agent in sorted(rates, key=lambda agent: -medians[agent][0]):
+        cells = [
+            f"{median:,.0f} [{rate.min():,.0f}, {rate.max():,.0f}]"
+            for median, rate in zip(medians[agent], rates[agent], strict=True)
+        ]
+        ratios = [f"{ratio:.1f}" for ratio in medians[agent] / medians["recurrent_ppo"]]
+        rows.append([{**LABELS, **CHANGE_LABELS}[agent], *cells, *ratios])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def picture(by_agent: Mapping[str, Runs], family: str, path: Path) -> None:
     """
     Learning curves against steps and wall time, and adaptation curves on the test tasks.
@@ -241,7 +269,7 @@ def origin(runs: Runs) -> str:
 
     versions = runs[-1]["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "stable_baselines3", "gymnasium", "mujoco"))
-    return f"Commits {all_of('commit')}; {named}; {all_of('machine')}; {all_of('date')}."
+    return f"Commits {all_of('commit')}; {named}; {all_of('machine')}, {all_of('threads')} thread; {all_of('date')}."
 
 
 def of_length(runs: Runs, timesteps: int) -> Runs:
@@ -264,12 +292,13 @@ def grouped(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
     return by_agent
 
 
-def sections(runs: Runs) -> dict[str, str]:
+def sections(runs: Runs, speed_runs: Runs) -> dict[str, str]:
     """
     :param runs: All runs.
+    :param speed_runs: Short runs that were made to be timed.
     :return: Generated text by the name of its place.
     """
-    parts = {}
+    parts = {"speed of learn": f"{learn_speed(speed_runs)}\n\n{origin(speed_runs)}"} if speed_runs else {}
     for family in sorted({run["family"] for run in runs}):
         of_family = [run for run in runs if run["family"] == family]
         longest = of_length(of_family, max(run["timesteps"] for run in of_family))
@@ -296,7 +325,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seeds {EVAL_SEEDS}")
     text = arguments.page.read_text(encoding="utf-8")
-    for name, content in sections(read_results(arguments.results)).items():
+    for name, content in sections(read_results(arguments.results), read_results(SPEED_RESULTS)).items():
         text, count = re.subn(
             rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
             lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}",  # type: ignore[misc]
