@@ -3,7 +3,6 @@ Steps per second of a whole ``learn()``, and where the time goes: physics, actin
 
     python benchmarks/learn_speed.py
     python benchmarks/learn_speed.py --settings trmrl rl2 --env AntDir-v0
-    python benchmarks/learn_speed.py --paper-size    # the paper's update against ours on whole trials, equal width and depth
 
 The settings are the blocks of ``hyperparams/*.yml``, unchanged. One iteration warms up, the next ones are measured. The update
 is set against the machine's ``sgemm``: floating point operations of all matrix products (attention's own are not counted), by
@@ -27,10 +26,6 @@ from sb3_trmrl.zoo import ALGORITHMS
 COUNTED: dict[Any, Any] = {}
 if hasattr(th.ops.mkldnn, "_linear_pointwise"):  # unknown to torch's counter
     COUNTED[th.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
-PAPER_SIZE = {
-    f"policy_kwargs.memory_encoder_kwargs.{name}": size
-    for name, size in dict(n_layers=4, n_heads=16, memory_length=1024).items()
-}
 
 
 class Clock:
@@ -94,17 +89,15 @@ def sgemm_gflops(seconds: float = 1.0) -> float:
     return best
 
 
-def profile(settings: str, env_id: str, n_iterations: int, paper_size: bool) -> None:
+def profile(settings: str, env_id: str, n_iterations: int) -> None:
     """
     Measure and print.
 
     :param settings: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: Family.
     :param n_iterations: Number of iterations to measure.
-    :param paper_size: Whether ``trmrl.yml`` gets the paper's number of layers and heads, and a memory of the trial.
     """
-    changes = PAPER_SIZE if paper_size and settings == "trmrl" else None
-    model: Any = make_model(settings, env_id, seed=0, changes=changes)
+    model: Any = make_model(settings, env_id, seed=0)
     rollout = model.n_steps * model.n_envs
     model.learn(rollout)
     clock = Clock()
@@ -143,11 +136,10 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=files, default=["trmrl_paper", "trmrl"])
     parser.add_argument("--env", default="HalfCheetahVel-v0", help="a block of these files")
     parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--paper-size", action="store_true", help="give trmrl the paper's layers and heads")
     arguments = parser.parse_args()
     print(f"torch {th.__version__}, {th.get_num_threads()} threads; torch's own sgemm: {sgemm_gflops():.0f} GFLOP/s")
     for settings in arguments.settings:
-        profile(settings, arguments.env, arguments.iterations, arguments.paper_size)
+        profile(settings, arguments.env, arguments.iterations)
 
 
 if __name__ == "__main__":
