@@ -21,7 +21,7 @@ SOURCES := $(wildcard setup.py sb3_trmrl tests examples benchmarks docs/*.py)
 
 .DEFAULT_GOAL := help
 # What Meta-World's environment is for: its own tests, and MuJoCo's older version
-METAWORLD_TESTS := tests/test_metaworld.py tests/test_process_vec_env.py tests/test_evaluation.py \
+METAWORLD_TESTS := $(wildcard tests/test_metaworld*.py) tests/test_process_vec_env.py tests/test_evaluation.py \
   tests/test_mujoco_envs.py tests/test_mujoco_vec_env.py
 
 .PHONY: help quickstart install test test-metaworld lint format type check clean

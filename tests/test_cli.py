@@ -17,7 +17,8 @@ from stable_baselines3 import PPO
 
 import sb3_trmrl.hub
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
-from sb3_trmrl.cli import main, to_json
+from sb3_trmrl.cli import main
+from sb3_trmrl.cli.text import to_json
 from sb3_trmrl.common.references import RandomAgent
 from sb3_trmrl.runs import load_run, log_folder
 

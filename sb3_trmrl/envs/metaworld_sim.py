@@ -91,7 +91,7 @@ EPISODE_FLAGS = ("pickCompleted", "placeCompleted", "reachCompleted", "_target_t
 
 class SharedModelEnv(SawyerXYZEnv):  # type: ignore[misc, unused-ignore]
     """
-    Mixin for Meta-World's classes, see :func:`simulation_class`: the same numbers, bit for bit (tests/test_metaworld.py).
+    Mixin for Meta-World's classes, see :func:`simulation_class`: the same numbers, bit for bit (tests/test_metaworld_sim.py).
 
     * The compiled model is shared (:class:`SharedModel`).
     * A reset does not move the hand to its place twice, and within a process only once for each task.

@@ -1,0 +1,32 @@
+"""The command ``sb3-trmrl``: evaluate, compare, plot, inspect, report, references, hub (docs/guide/evaluation.md)."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import gymnasium as gym
+
+from sb3_trmrl.cli.parser import make_parser
+
+
+def main(command_line: Sequence[str] | None = None) -> int:
+    """
+    The entry point.
+
+    :param command_line: Arguments; those of the process if None.
+    :return: Exit code: 0, or 1 after an error that the user can mend. (argparse ends with 2 after wrong usage.)
+    """
+    command_line = sys.argv[1:] if command_line is None else list(command_line)
+    arguments = make_parser().parse_args(command_line)
+    arguments.command_line = command_line
+    try:
+        for module in arguments.gym_packages:
+            importlib.import_module(module)
+        arguments.run(arguments)
+    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+        print(f"sb3-trmrl: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sb3-trmrl: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,115 @@
+"""``sb3-trmrl plot``."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sb3_trmrl.cli.commands import PICTURE_ENDINGS, check_outputs
+from sb3_trmrl.common.evaluation import AdaptationResult
+from sb3_trmrl.common.references import load_references
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """
+    ``sb3-trmrl plot``.
+
+    :param arguments: The command line.
+    """
+    check_outputs([arguments.output], PICTURE_ENDINGS)
+    draw: Callable[[argparse.Namespace], None] = {
+        "adaptation": _plot_adaptation,
+        "tasks": _plot_tasks,
+        "profile": _plot_profile,
+        "learning": _plot_learning,
+        "attention": _plot_attention,
+        "embeddings": _plot_attention,
+    }[arguments.kind]
+    draw(arguments)
+    print(f"Written: {arguments.output}")
+
+
+def _named(sources: Sequence[str]) -> dict[str, str]:
+    """:return: ``NAME=PATH`` or ``PATH`` by name."""
+    named = {}
+    for source in sources:
+        name, equals, path = source.partition("=")
+        name, path = (name, path) if equals else (Path(source).stem, source)
+        if name in named:
+            raise ValueError(f"two inputs are called {name!r}: give names, for example first={path}.")
+        named[name] = path
+    return named
+
+
+def _plot_adaptation(arguments: argparse.Namespace) -> None:
+    from sb3_trmrl.plots import plot_adaptation_curve
+
+    results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
+    first = next(iter(results.values()))
+    same = all(result.tasks == first.tasks for result in results.values())
+    references = load_references(first) if same else None
+    known = {} if references is None else references.drawn_curves()
+    plot_adaptation_curve(results, arguments.output, known, arguments.title or first.settings.get("env_id") or "")
+
+
+def _plot_tasks(arguments: argparse.Namespace) -> None:
+    from sb3_trmrl.plots import plot_task_returns
+    from sb3_trmrl.plots.ood import task_parameter, training_range
+
+    results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
+    first = next(iter(results.values()))
+    lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    found = [(result, load_references(result)) for result in results.values()]
+    for agent in ("oracle", "blind"):
+        points = [
+            (task_parameter(result, arguments.parameter)[1], references.returns[agent][:, -1])
+            for result, references in found
+            if references is not None and references.paired and agent in references.returns
+        ]
+        if points:
+            values, returns = (np.concatenate(part) for part in zip(*points, strict=True))
+            lines[agent] = values, returns
+    plot_task_returns(
+        results,
+        arguments.output,
+        lines,
+        arguments.parameter,
+        training_range(first, arguments.parameter),
+        arguments.title or first.settings.get("env_id") or "",
+    )
+
+
+def _plot_profile(arguments: argparse.Namespace) -> None:
+    from sb3_trmrl.plots import plot_performance_profile
+
+    results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
+    scores = {name: result.returns[None, :, -1] for name, result in results.items()}
+    plot_performance_profile(scores, arguments.output, arguments.title, "return of the last episode")
+
+
+def _plot_learning(arguments: argparse.Namespace) -> None:
+    from sb3_trmrl.common.logs import read_learning_curves
+    from sb3_trmrl.plots import plot_learning_curve
+    from sb3_trmrl.runs import log_folder
+
+    curves = {}
+    named = _named(arguments.input)
+    for name, path in named.items():
+        folder, episodes_per_trial = log_folder(path)
+        for kind, curve in read_learning_curves(folder, episodes_per_trial).items():
+            curves[kind if len(named) == 1 else f"{name}: {kind}"] = curve
+    plot_learning_curve(curves, arguments.output, arguments.title)
+
+
+def _plot_attention(arguments: argparse.Namespace) -> None:
+    from sb3_trmrl.inspection import Inspection
+    from sb3_trmrl.plots import plot_attention, plot_embeddings
+
+    if len(arguments.input) != 1:
+        raise ValueError(f"plot {arguments.kind} draws one file of `sb3-trmrl inspect`, got {len(arguments.input)}.")
+    inspection = Inspection.load(arguments.input[0])
+    if arguments.kind == "attention":
+        plot_attention(inspection, arguments.output, arguments.task, arguments.title)
+    else:
+        plot_embeddings(inspection, arguments.output, arguments.parameter, arguments.title)
