@@ -15,8 +15,6 @@ from sb3_trmrl.common.env_util import make_meta_vec_env
 from tests.families import ACTION_SPACES, ENCODERS, counter_vec_env
 from tests.test_memory_algorithms import CheckRatio, make_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-
 on_every_device = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not th.cuda.is_available(), reason="no GPU"))]
 )

@@ -17,8 +17,6 @@ from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.memory_encoders import MEMORY_ENCODERS, GRUEncoder, MemoryEncoder, TFixupTransformerEncoder
 from tests.families import ACTION_SPACES, ENCODERS, counter_vec_env
 
-pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-
 every_encoder = pytest.mark.parametrize("label", ENCODERS)
 
 
@@ -337,3 +335,14 @@ def test_a_schedule_does_not_go_on_behind_the_last_step(label):
     assert model.num_timesteps == model.n_steps * model.n_envs, "one rollout: there was no update with a rate above zero"
     for name, parameter in model.policy.named_parameters():
         th.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", [TrMRLPPO, RL2PPO])
+@pytest.mark.parametrize(("n_envs", "n_steps"), [(1, 8192), (20, 409), (64, 256)])
+def test_by_default_all_environments_together_make_8192_steps(algorithm, n_envs, n_steps):
+    policy = next(iter(algorithm.policy_aliases))
+    model = algorithm(policy, counter_vec_env(n_envs), device="cpu")
+    assert model.n_steps == model.rollout_buffer.buffer_size == n_steps
+    if n_envs == 1:
+        assert algorithm(policy, counter_vec_env(1).envs[0], device="cpu").n_steps == n_steps
+    assert algorithm(policy, counter_vec_env(n_envs), n_steps=5, device="cpu").n_steps == 5

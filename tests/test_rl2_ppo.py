@@ -17,8 +17,6 @@ from sb3_trmrl.memory_encoders import GRUEncoder, LSTMEncoder
 from tests.families import NoisyForever, counter_vec_env
 from tests.test_memory_algorithms import CheckRatio
 
-pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-
 
 def make_model(env: Any, algorithm: Any = RL2PPO, **kwargs: Any) -> Any:
     policy = next(iter(algorithm.policy_aliases))

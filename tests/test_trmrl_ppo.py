@@ -26,19 +26,18 @@ SMALL = dict(embed_dim=16, n_heads=4, n_layers=2, ff_dim=32, memory_length=5)
 def make_model(env, n_steps: int = 13, batch_size: int = 8, memory=None, **kwargs) -> Any:
     policy_kwargs = dict(net_arch=[16], memory_encoder_kwargs={**SMALL, **(memory or {})})
     policy_kwargs.update(kwargs.pop("policy_kwargs", {}))
-    with pytest.warns(UserWarning, match="truncated mini-batch"):
-        return TrMRLPPO(
-            "TrMRLPolicy",
-            env,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            n_epochs=2,
-            learning_rate=3e-3,
-            seed=0,
-            device="cpu",
-            policy_kwargs=policy_kwargs,
-            **kwargs,
-        )
+    return TrMRLPPO(
+        "TrMRLPolicy",
+        env,
+        n_steps=n_steps,
+        batch_size=batch_size,
+        n_epochs=2,
+        learning_rate=3e-3,
+        seed=0,
+        device="cpu",
+        policy_kwargs=policy_kwargs,
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate", "memoryless"])

@@ -1,5 +1,6 @@
 """SB3's PPO for policies with a memory: what TrMRLPPO and RL2PPO share."""
 
+import warnings
 from collections import deque
 from typing import Any
 
@@ -34,7 +35,8 @@ class MemoryPPO(PretrainedMixin, PPO):
         :class:`~sb3_trmrl.common.policies.MemoryActorCriticPolicy`
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
-    :param n_steps: The number of steps to run for each environment per update
+    :param n_steps: The number of steps to run for each environment per update; None: 8192 of all environments together, at
+        least 256 of each
     :param batch_size: Minibatch size, in steps. Memories of windows: steps in random order, each with its working memory.
         Memories of sequences: whole slices of trials in random order, ``batch_size`` steps on average (docs/guide/memory.md)
     :param n_epochs: Number of epochs when optimizing the surrogate loss
@@ -74,8 +76,8 @@ class MemoryPPO(PretrainedMixin, PPO):
         policy: str | type[MemoryActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 256,
+        n_steps: int | None = None,
+        batch_size: int = 2048,
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -101,37 +103,43 @@ class MemoryPPO(PretrainedMixin, PPO):
     ):
         if not isinstance(policy, str) and not issubclass(policy, MemoryActorCriticPolicy):
             raise ValueError(self._policy_error(policy.__name__))
+        if n_steps is None:
+            n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+            n_steps = max(256, 8192 // n_envs)
         self.bootstrap_trial_end = bootstrap_trial_end
         self.trial_info_buffer: deque[dict[str, Any]] | None = None
         self.n_iterations = 0
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            target_kl=target_kl,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-        )
+        with warnings.catch_warnings():
+            # Minibatches of whole slices have sizes of their own, and a smaller last one of windows does no harm
+            warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+            super().__init__(
+                policy,
+                env,
+                learning_rate=learning_rate,
+                n_steps=n_steps,
+                batch_size=batch_size,
+                n_epochs=n_epochs,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                clip_range=clip_range,
+                clip_range_vf=clip_range_vf,
+                normalize_advantage=normalize_advantage,
+                ent_coef=ent_coef,
+                vf_coef=vf_coef,
+                max_grad_norm=max_grad_norm,
+                use_sde=use_sde,
+                sde_sample_freq=sde_sample_freq,
+                rollout_buffer_class=rollout_buffer_class,
+                rollout_buffer_kwargs=rollout_buffer_kwargs,
+                target_kl=target_kl,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                _init_setup_model=False,
+            )
         if self.env is not None:
             self._check_tokens(self.env)
         if _init_setup_model:

@@ -31,7 +31,8 @@ class TrMRLPPO(MemoryPPO):
     :param policy: ``"TrMRLPolicy"`` or a subclass of it
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
-    :param n_steps: The number of steps to run for each environment per update
+    :param n_steps: The number of steps to run for each environment per update; None: 8192 of all environments together, at
+        least 256 of each
     :param batch_size: Minibatch size, in steps. Memories of windows: steps in random order, each with its working memory.
         Memories of sequences: whole slices of trials in random order, ``batch_size`` steps on average (docs/guide/memory.md)
     :param n_epochs: Number of epochs when optimizing the surrogate loss
@@ -72,8 +73,8 @@ class TrMRLPPO(MemoryPPO):
         policy: str | type[MemoryActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 256,
+        n_steps: int | None = None,
+        batch_size: int = 2048,
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,

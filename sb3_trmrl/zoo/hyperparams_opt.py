@@ -14,7 +14,7 @@ NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 
 def _suggest_ppo_params(trial: optuna.Trial) -> None:
     # Divisors of the rollouts of our yaml files
-    trial.suggest_categorical("batch_size", [200, 400, 800])
+    trial.suggest_categorical("batch_size", [400, 800, 1600])
     trial.suggest_float("one_minus_gamma", 0.003, 0.1, log=True)
     trial.suggest_float("one_minus_gae_lambda", 0.01, 0.3, log=True)
     trial.suggest_float("learning_rate", 3e-5, 3e-3, log=True)
