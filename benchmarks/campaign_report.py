@@ -24,32 +24,32 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 LABELS = {
     "oracle": "PPO, oracle (sees the task)",
-    "trmrl": "**TrMRL, our default**",
-    "rl2": "RL2 (ours)",
-    "recurrent_ppo": "RecurrentPPO (sb3-contrib)",
-    "recurrent_ppo-two-lstms": "RecurrentPPO (sb3-contrib), an LSTM for the actor and one for the critic",
-    "paper": "TrMRL, paper's preset",
+    "trmrl": "**TrMRL (`trmrl.yml`)**",
+    "rl2": "RL2 (`rl2.yml`)",
+    "recurrent_ppo": "RecurrentPPO (sb3-contrib), one LSTM",
+    "recurrent_ppo-two-lstms": "RecurrentPPO (sb3-contrib), two LSTMs (its default)",
+    "paper": "TrMRL, the paper's preset (`trmrl_paper.yml`)",
     "reactive": "PPO, reactive (token, no memory)",
     "blind": "PPO, blind (observation, no memory)",
 }
 CHANGE_LABELS = {
     "rl2-lstm": "RL2 with an LSTM instead of the GRU",
-    "trmrl-window": "our default with a window of 5, emptied at every episode",
-    "trmrl-reset-trial": "our default with a memory that lasts over the episodes of a trial",
-    "trmrl-whole-trial": "our default with the memory of the whole trial",
-    "trmrl-16-steps": "our default with 16 steps of memory",
-    "trmrl-constant-lr": "our default with a learning rate of 3e-4 to the end",
-    "trmrl-batch-800": "our default with minibatches of two trials",
-    "trmrl-10-epochs": "our default with 10 epochs",
-    "trmrl-std-0.6": "our default with actions that start with a standard deviation of 0.6",
-    "trmrl-gamma-0.95": "our default with a discount of 0.95",
-    "trmrl-xavier": "our default without T-Fixup (Xavier)",
-    "trmrl-4-layers": "our default with 4 layers",
-    "trmrl-1-layer": "our default with 1 layer",
-    "paper-xavier": "paper's preset without T-Fixup (Xavier)",
-    "paper-window-1": "paper's preset with a window of 1",
-    "paper-window-10": "paper's preset with a window of 10",
-    "paper-1-layer": "paper's preset with 1 layer",
+    "trmrl-window": "TrMRL with a window of 5, emptied at every episode",
+    "trmrl-reset-trial": "TrMRL with a memory that lasts over the episodes of a trial",
+    "trmrl-whole-trial": "TrMRL with the memory of the whole trial",
+    "trmrl-16-steps": "TrMRL with 16 steps of memory",
+    "trmrl-constant-lr": "TrMRL with a learning rate of 3e-4 to the end",
+    "trmrl-batch-800": "TrMRL with minibatches of two trials",
+    "trmrl-10-epochs": "TrMRL with 10 epochs",
+    "trmrl-std-0.6": "TrMRL with actions that start with a standard deviation of 0.6",
+    "trmrl-gamma-0.95": "TrMRL with a discount of 0.95",
+    "trmrl-xavier": "TrMRL without T-Fixup (Xavier)",
+    "trmrl-4-layers": "TrMRL with 4 layers",
+    "trmrl-1-layer": "TrMRL with 1 layer",
+    "paper-xavier": "the paper's preset without T-Fixup (Xavier)",
+    "paper-window-1": "the paper's preset with a window of 1",
+    "paper-window-10": "the paper's preset with a window of 10",
+    "paper-1-layer": "the paper's preset with 1 layer",
 }
 assert set(CHANGE_LABELS) == set(CHANGES)
 
@@ -182,7 +182,7 @@ def speed(by_agent: Mapping[str, Runs]) -> str:
     :param by_agent: Runs of one family.
     :return: Steps to the final return of other agents, in Markdown.
     """
-    lines = ["| to the final return of | it takes that agent | our default | ratio |", "|---|---:|---:|---:|"]
+    lines = ["| to the final return of | it takes that agent | TrMRL | ratio |", "|---|---:|---:|---:|"]
     for other in ("paper", "rl2", "recurrent_ppo", "reactive"):
         if other not in by_agent or "trmrl" not in by_agent:
             continue
@@ -241,7 +241,7 @@ def picture(by_agent: Mapping[str, Runs], family: str, path: Path) -> None:
         styles[agent] = reference_style(agent) if is_reference else agent_style(len(styles))
     for agent in ours:
         color, linestyle, marker = styles[agent]
-        label = LABELS[agent].strip("*")
+        label = re.sub(r"[*`]", "", LABELS[agent])
         runs = by_agent[agent]
         steps, curve = mean_curve(runs)
         singles = np.array([[np.mean(point[2]) for point in run["curve"][: len(steps)]] for run in runs])
@@ -269,7 +269,7 @@ def origin(runs: Runs) -> str:
 
     versions = runs[-1]["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "stable_baselines3", "gymnasium", "mujoco"))
-    return f"Commits {all_of('commit')}; {named}; {all_of('machine')}, {all_of('threads')} thread; {all_of('date')}."
+    return f"Commits {all_of('commit')}; {named}; {all_of('machine')}, threads per run: {all_of('threads')}; {all_of('date')}."
 
 
 def of_length(runs: Runs, timesteps: int) -> Runs:

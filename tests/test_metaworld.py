@@ -40,7 +40,7 @@ def test_ids_are_there_without_metaworld() -> None:
 def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "metaworld", None)
     for make in (lambda: gym.make("ML10-v3"), lambda: make_meta_vec_env("ML1-reach-v3", n_envs=1)):
-        with pytest.raises(ImportError, match=r"pip install 'sb3_trmrl\[metaworld\]'.*mujoco 3\.3\.0"):
+        with pytest.raises(ImportError, match=r"pip install -e '\.\[metaworld\]' in a clone.*mujoco 3\.3\.0"):
             make()
 
 
