@@ -76,13 +76,12 @@ def write_report(
         raise ValueError(f"a report's path must end in .html, got {str(path)!r}.")
     if run.env_id is None:
         raise ValueError("the run does not tell its environment: give the id (--env).")
-    kwargs = {name: value for name, value in run.env_kwargs.items() if name not in ("episodes_per_trial", "split", "tasks")}
-    kwargs.update(env_kwargs or {})
+    kwargs = {**run.playing_kwargs, **(env_kwargs or {})}
     family = make_trials(run.env_id, kwargs)
     splits = list(family.meta_env.splits) if splits is None else list(splits)
     results = {
         split: evaluate_adaptation(
-            run.model, run.env_id, n_tasks, n_episodes, split, seed=seed, env_kwargs=kwargs, progress_bar=progress_bar
+            run.player, run.env_id, n_tasks, n_episodes, split, seed=seed, env_kwargs=kwargs, progress_bar=progress_bar
         )
         for split in splits
     }

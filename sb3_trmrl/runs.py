@@ -11,7 +11,10 @@ import gymnasium as gym
 import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_trmrl.common.callbacks import SeesNormalized
+from sb3_trmrl.common.evaluation import PredictsActions
 from sb3_trmrl.rl2_ppo import RL2PPO
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
 
@@ -35,9 +38,11 @@ class Run:
 
     :param name: Short name
     :param model: The model
-    :param env_id: Registered id that it was trained on; None if unknown
+    :param env_id: Registered id that it is to play; None if unknown
     :param env_kwargs: Keywords of the training environment
     :param folder: Folder with the logs of its training; None if there is none
+    :param trained_on: Registered id that it was trained on; None if unknown
+    :param vec_normalize: Statistics of observations that it was trained behind; None if it sees them as they come
     """
 
     name: str
@@ -45,6 +50,20 @@ class Run:
     env_id: str | None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    trained_on: str | None = None
+    vec_normalize: VecNormalize | None = None
+
+    @property
+    def player(self) -> PredictsActions:
+        """The model, for environments that are not behind ``VecNormalize``."""
+        return self.model if self.vec_normalize is None else SeesNormalized(self.model, self.vec_normalize)
+
+    @property
+    def playing_kwargs(self) -> dict[str, Any]:
+        """Keywords of ``env_id`` but for those of the trial; none if it was trained on another environment."""
+        if self.trained_on not in (None, self.env_id):
+            return {}
+        return {name: value for name, value in self.env_kwargs.items() if name not in ("episodes_per_trial", "split", "tasks")}
 
     @property
     def episodes_per_trial(self) -> int | None:
@@ -75,7 +94,8 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
         kwargs = _read_env_kwargs(path.parent)
         model = _load_zip(path, algo or args.get("algo"), device)
         folder = path.parent if any(path.parent.glob("*monitor.csv")) else None
-        return Run(path.stem, model, env_id or args.get("env"), kwargs, folder)
+        trained_on = args.get("env")
+        return Run(path.stem, model, env_id or trained_on, kwargs, folder, trained_on, _read_statistics(path.parent))
     if path.is_dir() or (str(source).count("/") == 1 and not str(source).startswith((".", "/"))):
         return _from_pretrained(str(source), env_id, device)
     raise ValueError(
@@ -111,27 +131,23 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
     kwargs = environment.get("kwargs")
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
     known = environment.get("id") if environment.get("id") in gym.registry else None
-    return Run(Path(source).name, model, env_id or known, dict(kwargs) if isinstance(kwargs, dict) else {})
+    return Run(Path(source).name, model, env_id or known, dict(kwargs) if isinstance(kwargs, dict) else {}, None, known)
 
 
 def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device: str) -> Run:
     folder = _latest_run(folder)
     args = _read_args(folder)
-    trained_on = env_id or args.get("env")
-    # The final model first; then the best ones
-    names = [f"{args.get('env')}.zip", "best_meta_model.zip", "best_model.zip"]
+    trained_on = args.get("env")
+    # The final model first, named as the zoo does; then the best ones
+    names = [f"{str(trained_on).replace('/', '-')}.zip", "best_meta_model.zip", "best_model.zip"]
     zips = [folder / name for name in names if (folder / name).is_file()] or sorted(folder.glob("*.zip"), key=_last_change)[
         -1:
     ]
     if not zips:
         raise ValueError(f"{folder} holds no model: no zip file, no config.json of save_pretrained, no run of RL Zoo.")
-    if statistics := sorted(folder.glob("*/vecnormalize.pkl")):
-        raise ValueError(
-            f"{folder} was trained behind VecNormalize ({statistics[0].name}), whose statistics this would leave out: call "
-            "evaluate_adaptation(model, VecNormalize.load(path, vec_env)) in Python."
-        )
     model = _load_zip(zips[0], algo or args.get("algo"), device)
-    return Run(folder.name, model, trained_on, _read_env_kwargs(folder), folder)
+    env_kwargs, statistics = _read_env_kwargs(folder), _read_statistics(folder)
+    return Run(folder.name, model, env_id or trained_on, env_kwargs, folder, trained_on, statistics)
 
 
 def _latest_run(folder: Path) -> Path:
@@ -157,6 +173,21 @@ def _read_env_kwargs(folder: Path) -> dict[str, Any]:
         config = _read_yaml(path)
         return {**(config.get("env_kwargs") or {}), **(_read_args(folder).get("env_kwargs") or {})}
     return {}
+
+
+def _read_statistics(folder: Path) -> VecNormalize | None:
+    """:return: What the zoo's run was trained behind, if that changed what it saw; a pickle, as the model beside it."""
+    for path in sorted(folder.glob("*/vecnormalize.pkl")):
+        try:
+            with path.open("rb") as file:
+                statistics = pickle.load(file)
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is broken: {error}") from error
+        if not isinstance(statistics, VecNormalize):
+            raise ValueError(f"{path} holds no VecNormalize but {type(statistics).__name__}.")
+        statistics.training = False
+        return statistics if statistics.norm_obs else None
+    return None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,13 @@ import pytest
 import yaml
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_trmrl.hub
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.cli import main
 from sb3_trmrl.cli.text import to_json
+from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.references import RandomAgent
 from sb3_trmrl.runs import load_run, log_folder
 
@@ -162,11 +163,64 @@ def test_environment_of_a_folder_that_names_a_module_is_not_imported(tmp_path, m
     assert loaded_with(f"antigravity:{ENV}") is None and "antigravity" not in sys.modules
 
 
-def test_normalised_runs_are_not_evaluated_without_their_statistics(capsys, tmp_path, zoo_folder):
-    folder = tmp_path / "run"
-    shutil.copytree(zoo_folder / f"{ENV}_1", folder)
-    (folder / ENV / "vecnormalize.pkl").write_bytes(b"")
-    assert "trained behind VecNormalize" in error_of(capsys, "evaluate", folder, *FEW)
+@pytest.fixture()
+def normalized_run(tmp_path) -> Path:
+    """A run of PPO behind VecNormalize, as RL Zoo leaves it."""
+    folder = tmp_path / f"{ENV}_1"
+    (folder / ENV).mkdir(parents=True)
+    env = VecNormalize(make_meta_vec_env(ENV, 2, seed=0, env_kwargs=dict(horizon=4)))
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, learning_rate=0.03, seed=0, device="cpu").learn(256)
+    model.save(folder / f"{ENV}.zip")
+    env.save(str(folder / ENV / "vecnormalize.pkl"))
+    (folder / ENV / "args.yml").write_text(yaml.safe_dump(dict(algo="ppo", env=ENV)))
+    (folder / ENV / "config.yml").write_text(yaml.safe_dump(dict(env_kwargs=dict(horizon=4), normalize=True)))
+    return folder
+
+
+def test_normalised_runs_are_evaluated_with_their_statistics(capsys, normalized_run):
+    model = PPO.load(normalized_run / f"{ENV}.zip", device="cpu")
+    raw = make_meta_vec_env(ENV, 3, env_kwargs=dict(horizon=4, episodes_per_trial=2, split="test"))
+    env = VecNormalize.load(str(normalized_run / ENV / "vecnormalize.pkl"), raw)
+    expected = evaluate_adaptation(model, env, 3, 2).returns
+    assert (expected != evaluate_adaptation(model, raw, 3, 2).returns).all(), "it makes a difference"
+    for source in (normalized_run, normalized_run / f"{ENV}.zip"):
+        assert run("evaluate", source, *FEW, "--json") == 0
+        np.testing.assert_allclose(json.loads(capsys.readouterr().out)["test"]["returns"], expected)
+
+
+def test_statistics_of_rewards_alone_change_nothing(normalized_run):
+    path = normalized_run / ENV / "vecnormalize.pkl"
+    VecNormalize(make_meta_vec_env(ENV, 2), norm_obs=False).save(str(path))
+    assert load_run(normalized_run).vec_normalize is None
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"vecnormalize\.pkl is broken"):
+        load_run(normalized_run)
+
+
+def test_names_with_a_slash_are_found_as_the_zoo_writes_them(normalized_run):
+    (normalized_run / ENV / "args.yml").write_text(yaml.safe_dump(dict(algo="ppo", env="lab/Thermo-v0")))
+    final, best = normalized_run / f"{ENV}.zip", normalized_run / "best_model.zip"
+    model = PPO.load(final, device="cpu")
+    model.num_timesteps = 1
+    model.save(best)
+    final.rename(normalized_run / "lab-Thermo-v0.zip")
+    found = load_run(normalized_run, env_id=ENV)
+    assert found.model.num_timesteps == 256 and (found.env_id, found.trained_on) == (ENV, "lab/Thermo-v0")
+
+
+def test_another_environment_has_its_own_keywords(capsys, zoo_folder):
+    assert run("evaluate", zoo_folder, "--env", "SparsePointRobot-v0", *FEW, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["test"]["env_kwargs"] == {}
+    assert run("evaluate", zoo_folder, "--env", ENV, *FEW, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["test"]["env_kwargs"] == {"horizon": 4}
+
+
+def test_references_that_nobody_asked_for_are_not_missed(capsys, model_zip, tmp_path):
+    few = (model_zip, "--algo", "trmrl", "--env", ENV, *FEW)
+    assert run("evaluate", *few, "--no-references", "-o", tmp_path / "R.JSON") == 0
+    assert "No references" not in capsys.readouterr().out and len(AdaptationResult.load(tmp_path / "R.JSON").tasks) == 3
+    assert run("evaluate", *few, "--env-kwargs", "horizon:3") == 0
+    assert "No references for this family" in capsys.readouterr().out
 
 
 def test_yaml_of_a_log_folder_runs_nothing(tmp_path, zoo_folder):

@@ -7,16 +7,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
+from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import adaptation_table, stack_runs
 from sb3_trmrl.common.meta_learning_agent import PROTOCOL, AdaptingAgent, Timestep
 from sb3_trmrl.common.references import RandomAgent
-from sb3_trmrl.envs.meta_env import Task
+from sb3_trmrl.envs.meta_env import MetaEnv, Task
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.plots import plot_adaptation_curve
 from tests.families import Counter, cue_trials
@@ -451,3 +454,103 @@ def test_more_mistakes():
         evaluate_adaptation(DoNothing(), "HalfCheetahDir-v0", split="ood")
     with pytest.raises(ValueError, match="action must be finite"):
         evaluate_adaptation(lambda tokens: np.full((len(tokens), 2), np.nan), "PointRobot-v0", n_tasks=2)
+
+
+def test_runs_of_other_environments_are_not_compared():
+    def played(env_id: str | None, **env_kwargs: Any) -> AdaptationResult:
+        settings = dict(env_id=env_id, env_kwargs=env_kwargs)
+        ones = np.ones((1, 2))
+        return AdaptationResult([{"direction": 1.0}], returns=ones, lengths=ones, success=None, settings=settings)
+
+    cheetah = played("HalfCheetahDir-v0")
+    with pytest.raises(ValueError, match="same environment, got env_id 'HalfCheetahDir-v0' and 'AntDir-v0'"):
+        stack_runs([cheetah, played("AntDir-v0")])
+    with pytest.raises(ValueError, match=r"same environment, got env_kwargs \{\} and \{'horizon': 100\}"):
+        stack_runs([cheetah, played("HalfCheetahDir-v0", horizon=100)])
+    # The family's own horizon, the length of a trial and pictures change no return; of some results nobody knows the id
+    same = [played("HalfCheetahDir-v0", horizon=200, render_mode="rgb_array"), played(None), played(None, horizon=3)]
+    for other in same:
+        assert stack_runs([cheetah, other]).shape == (2, 1, 2)
+
+
+class Film(MetaEnv):
+    """Channel-last pictures as bright as the last action, which is the reward."""
+
+    task_shapes = {"number": ()}
+    observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def _sample_task(self, split: str) -> Task:
+        return {"number": float(self.np_random.integers(100))}
+
+    def _reset(self) -> np.ndarray:
+        return np.zeros((36, 36, 3), np.uint8)
+
+    def _step(self, action: Any) -> Any:
+        return np.full((36, 36, 3), int(action) * 100, np.uint8), float(action), False, False, {}
+
+
+def film_trials(**trial_kwargs: Any) -> TrialWrapper:
+    return TrialWrapper(Film(3), **trial_kwargs)
+
+
+@pytest.mark.parametrize("algorithm", ["trmrl", "ppo"])
+def test_pictures_with_channels_last(algorithm):
+    # SB3 turns the pictures of the training environment round, and its predict those of any other
+    env = DummyVecEnv([film_trials])
+    kwargs: dict[str, Any] = dict(n_steps=12, batch_size=12, n_epochs=1, seed=0, device="cpu")
+    model = TrMRLPPO("TrMRLPolicy", env, **kwargs) if algorithm == "trmrl" else PPO("MultiInputPolicy", env, **kwargs)
+    model.learn(12, callback=MetaEvalCallback(6, n_tasks=2, n_episodes=2, env_id=film_trials))
+    found = evaluate_adaptation(model, film_trials, n_tasks=2, n_episodes=2)
+    training_env = model.get_env()
+    assert training_env is not None
+    again = evaluate_adaptation(model, training_env, n_tasks=2, n_episodes=2, split="train")
+    np.testing.assert_array_equal(found.returns, again.returns)
+
+
+def test_a_callback_of_another_family_is_told_before_training():
+    model = TrMRLPPO("TrMRLPolicy", "PointRobot-v0", n_steps=12, batch_size=12, device="cpu")
+    with pytest.raises(ValueError, match="model and environment do not fit"):
+        model.learn(12, callback=MetaEvalCallback(12, env_id="MetaBandit-v0"))
+    assert model.num_timesteps == 0
+
+
+class SometimesSuccess(Counter):
+    """Tells success only where there is some: in episodes that end before the horizon."""
+
+    def _step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, _ = super()._step(action)
+        return observation, reward, terminated, truncated, {"success": True} if terminated else {}
+
+
+def test_success_that_is_told_only_where_there_is_some():
+    def make(**trial_kwargs: Any) -> TrialWrapper:
+        return TrialWrapper(SometimesSuccess(horizon=4), **trial_kwargs)
+
+    tasks = [{"reward": 1.0, "length": 9.0}, {"reward": 1.0, "length": 2.0}]
+    result = evaluate_adaptation(DoNothing(), make, n_episodes=2, tasks=tasks)
+    assert result.success is not None
+    np.testing.assert_array_equal(result.success, [[False, False], [True, True]])
+
+
+def test_evaluating_in_the_training_environment_breaks_its_trials_off():
+    env = make_meta_vec_env("PointRobot-v0", 1, seed=0, env_kwargs=dict(episodes_per_trial=3))
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
+    model.learn(30)
+    assert model.rollout_buffer.memory_lengths[-1] == 30, "in mid-trial"
+    evaluate_adaptation(model, env, n_tasks=1, n_episodes=3, split="train")
+    model.learn(30, reset_num_timesteps=False)
+    first = model.rollout_buffer.context_length
+    assert model.rollout_buffer.memory_lengths[first] == 1, "a new trial, an empty memory"
+
+
+def test_evaluating_behind_vec_normalize_leaves_its_statistics():
+    env = VecNormalize(make_meta_vec_env("PointRobot-v0", 3, env_kwargs=dict(episodes_per_trial=2, split="test")))
+    first, second = (evaluate_adaptation(RandomAgent(env.action_space, seed=0), env, 3, 2).returns for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert env.training and isinstance(env.obs_rms, RunningMeanStd) and env.obs_rms.count < 1
+
+
+def test_a_trial_that_something_else_cuts_is_told():
+    with pytest.raises(ValueError, match=r"max_episode_steps.*horizon"):
+        evaluate_adaptation(DoNothing(), "PointRobot-v0", 2, 2, env_kwargs=dict(max_episode_steps=10))

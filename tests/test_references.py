@@ -12,6 +12,7 @@ import yaml
 from sb3_trmrl import AdaptationResult, evaluate_adaptation, hyperparams_dir
 from sb3_trmrl.common import references as module
 from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.evaluation import relevant_kwargs
 from sb3_trmrl.common.references import (
     AGENTS,
     CLOSED_FORMS,
@@ -24,7 +25,6 @@ from sb3_trmrl.common.references import (
     file_name,
     load_references,
     make_references,
-    relevant_kwargs,
     task_vector,
     train_reference,
 )
@@ -225,6 +225,17 @@ def test_rows_of_the_same_tasks(cache, monkeypatch):
     shorter = load_references(result_for("MetaBandit-v0", horizon=5))
     assert shorter is not None
     np.testing.assert_allclose(shorter.returns["oracle"][:, 0], best / 2, atol=1e-3)
+
+
+def test_own_references_of_the_same_tasks_are_paired():
+    # More tasks than the shipped file has; all of its agents are made anew
+    result = result_for("PointRobot-v0", n_tasks=41)
+    shipped = load_references(result)
+    assert shipped is not None and not shipped.paired
+    make_references("PointRobot-v0", timesteps=1, n_tasks=41, n_episodes=2)
+    own = load_references(result)
+    assert own is not None and own.paired and set(own.returns) == set(AGENTS)
+    assert {len(returns) for returns in own.returns.values()} == {41}
 
 
 def test_equal_tasks_are_matched_in_order():

@@ -143,3 +143,15 @@ def test_unknown_encoder_options_are_named():
     space = spaces.Box(-1, 1, (3,))
     with pytest.raises(TypeError, match="embed_dim"):
         RL2Policy(space, spaces.Discrete(2), lambda _: 1e-3, memory_encoder_kwargs=dict(embed_dim=8))
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_multi_discrete_observations(name):
+    class Cells(NoisyForever):
+        observation_space = spaces.MultiDiscrete([3, 4])  # type: ignore[assignment]
+
+        def observe(self) -> np.ndarray:
+            return self.observation_space.sample()
+
+    model = make_model(DummyVecEnv([Cells]), policy_kwargs=dict(memory_encoder=name)).learn(12)
+    assert model.policy.actor_memory.token_dim == 7

@@ -137,6 +137,24 @@ def test_no_success_keys_without_success() -> None:
     assert "is_success" not in info
 
 
+def test_success_that_is_told_only_where_there_is_some() -> None:
+    class Told(Counter):
+        def _step(self, action: Any) -> Any:
+            observation, reward, terminated, truncated, _ = super()._step(action)
+            return observation, reward, terminated, truncated, {"success": True} if action[0] > 0 else {}
+
+    env = TrialWrapper(Told(), episodes_per_trial=3, tasks=[TASK])
+    env.reset(seed=0)
+    info = (play(env, 3, -1.0) + play(env, 3, 1.0) + play(env, 3, -1.0))[-1][-1]
+    assert info["trial"]["success"] == [False, True, False]
+    assert info["is_success"] is info["inner_episode"]["success"] is False
+    # From then on it is known that the family tells success, in any trial until it is seeded anew
+    env.reset()
+    assert play(env, 9, -1.0)[-1][-1]["trial"]["success"] == [False] * 3
+    env.reset(seed=0)
+    assert "success" not in play(env, 9, -1.0)[-1][-1]["trial"]
+
+
 def test_monitor_counts_the_trial_as_one_episode() -> None:
     env = Monitor(TrialWrapper(Counter(), tasks=[TASK]))
     env.reset(seed=0)

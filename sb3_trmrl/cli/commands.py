@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sb3_trmrl.cli.text import (
+    NO_REFERENCES,
     comparison_text,
     digits_of,
     evaluation_data,
@@ -54,8 +55,7 @@ def environment_of(run: Run, arguments: argparse.Namespace) -> tuple[str, dict[s
     """
     if run.env_id is None:
         raise ValueError(f"{run.name} does not tell which environment it was trained on: give --env.")
-    kept = {name: value for name, value in run.env_kwargs.items() if name not in ("episodes_per_trial", "split", "tasks")}
-    return run.env_id, {**(kept if arguments.env in (None, run.env_id) else {}), **arguments.env_kwargs}
+    return run.env_id, {**run.playing_kwargs, **arguments.env_kwargs}
 
 
 def evaluate_run(run: Run, split: str, arguments: argparse.Namespace) -> AdaptationResult:
@@ -67,7 +67,7 @@ def evaluate_run(run: Run, split: str, arguments: argparse.Namespace) -> Adaptat
     """
     env_id, env_kwargs = environment_of(run, arguments)
     return evaluate_adaptation(
-        run.model,
+        run.player,
         env_id,
         n_tasks=arguments.n_tasks,
         n_episodes=arguments.n_episodes,
@@ -99,9 +99,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 f"seed {arguments.seed}, {result.wall_time:.1f} s\n"
             )
             print(evaluation_text(result, references))
+            if references is None and not arguments.no_references:
+                print(NO_REFERENCES)
         for path in arguments.output:
             target = path if len(arguments.split) == 1 else path.with_stem(f"{path.stem}_{split}")
-            if path.suffix in RESULT_ENDINGS:
+            if path.suffix.lower() in RESULT_ENDINGS:
                 result.save(target)
             else:
                 from sb3_trmrl.plots import plot_adaptation_curve
@@ -132,7 +134,7 @@ def load_agents(sources: Sequence[str], arguments: argparse.Namespace) -> dict[s
             raise ValueError(f"two agents are called {name!r}: give names, for example first={source}.")
         agents[name] = []
         for path in paths.split(","):
-            if Path(path).suffix in RESULT_ENDINGS:
+            if Path(path).suffix.lower() in RESULT_ENDINGS:
                 agents[name].append(AdaptationResult.load(path))
             else:
                 run = load_run(path, arguments.algo, arguments.env, arguments.device)
@@ -174,6 +176,8 @@ def compare(arguments: argparse.Namespace) -> None:
         print(json.dumps(to_json({"agents": data, "references": known, "settings": first.settings})))
     else:
         print(comparison_text(data, first, references))
+        if references is None and not arguments.no_references:
+            print(NO_REFERENCES)
     for path in arguments.output:
         from sb3_trmrl.plots.adaptation_curve import draw_adaptation_curve
         from sb3_trmrl.plots.performance_profile import draw_performance_profile

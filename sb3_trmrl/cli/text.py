@@ -89,13 +89,16 @@ def scores_of(returns: np.ndarray, references: References | None) -> dict[str, A
     return scores
 
 
+NO_REFERENCES = "No references for this family, split and keywords: `sb3-trmrl references FAMILY` makes them."
+
+
 def describe_references(references: References | None) -> list[str]:
     """
     :param references: References.
-    :return: Lines that tell how they were made.
+    :return: Lines that tell how they were made; none without references.
     """
     if references is None:
-        return ["No references for this family, split and keywords: `sb3-trmrl references FAMILY` makes them."]
+        return []
     lines = [f"{name}: {how}" for name, how in references.how.items()]
     if not references.paired:
         lines.append("The references played other tasks of the same split than this evaluation (other seed or more tasks).")

@@ -10,7 +10,13 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation, make_trials
+from sb3_trmrl.common.evaluation import (
+    AdaptationResult,
+    PredictsActions,
+    check_spaces,
+    evaluate_adaptation,
+    make_trials,
+)
 
 #: What the callback decides, or what says nothing about the tasks; other keywords of the training environment are kept
 OWN_KEYWORDS = ("env_id", "episodes_per_trial", "render_mode", "split", "tasks")
@@ -105,7 +111,9 @@ class MetaEvalCallback(BaseCallback):
             self.env_kwargs = {**kept, **self.env_kwargs}
         # Made once now, so that what is wrong shows before hours of training
         kwargs = {**self.env_kwargs, "episodes_per_trial": self.n_episodes, "split": self.split}
-        make_trials(self.env_id, kwargs).close()
+        trials = make_trials(self.env_id, kwargs)
+        check_spaces(self.model, trials)
+        trials.close()
 
     def _on_training_start(self) -> None:
         self._next_evaluation = self.num_timesteps + self.eval_freq

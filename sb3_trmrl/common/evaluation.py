@@ -1,10 +1,12 @@
 """Meta-evaluation: how the return grows over the episodes of a trial, on tasks that training has not seen."""
 
+import contextlib
 import dataclasses
+import inspect
 import json
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +14,15 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 from tqdm import tqdm
 
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
 from sb3_trmrl.common.statistics import curve_interval
 from sb3_trmrl.envs.meta_env import Task
+from sb3_trmrl.envs.registration import TASK_FAMILIES
 from sb3_trmrl.envs.trial import TrialWrapper
 
 MAX_DRAWS_PER_TASK = 10
@@ -130,10 +134,10 @@ class AdaptationResult:
             arrays["success"] = self.success
         facts = {"wall_time": self.wall_time, "settings": self.settings}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             tasks = np.array([json.dumps(task) for task in self.tasks])
             np.savez_compressed(path, **arrays, tasks=tasks, facts=json.dumps(facts))  # type: ignore[arg-type]
-        elif path.suffix == ".json":
+        elif path.suffix.lower() == ".json":
             content = {**facts, "tasks": self.tasks, **{name: array.tolist() for name, array in arrays.items()}}
             path.write_text(json.dumps(content), encoding="utf-8")
         else:
@@ -148,10 +152,10 @@ class AdaptationResult:
         :raises FileNotFoundError: if there is none
         """
         path = Path(path)
-        if path.suffix not in (".npz", ".json"):
+        if path.suffix.lower() not in (".npz", ".json"):
             raise ValueError(f"path must end in .npz or .json, got {str(path)!r}.")
         try:
-            if path.suffix == ".npz":
+            if path.suffix.lower() == ".npz":
                 # numpy leaves a broken file open that it has opened itself
                 with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                     content: dict[str, Any] = dict(file)
@@ -248,17 +252,18 @@ def evaluate_adaptation(
             raise ValueError(f"env_kwargs={env_kwargs} are for an environment that is to be made, env_id is one already.")
         vec_env = env_id if isinstance(env_id, VecEnv) else DummyVecEnv([lambda: env_id])
         _check_trials(vec_env, n_episodes)
-        if tasks is None:
-            vec_env.seed(seed)
-            vec_env.reset()
-            if vec_env.get_attr("split", indices=0)[0] != split:
-                # Where it is the split of the environment, its reset has drawn the first task
-                vec_env.env_method("sample_tasks", 1, split, indices=0)
-            tasks = _distinct_tasks(lambda n: vec_env.env_method("sample_tasks", n, split, indices=0)[0], n_tasks)
         # A trial of one episode each is all that an adapting agent can use: its episodes are trials of their own
         if isinstance(model, AdaptingAgent):
             raise ValueError("a MetaLearningAgent needs the id of an environment (or a callable that makes it), not one made.")
-        return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)
+        with _frozen_statistics(vec_env):
+            if tasks is None:
+                vec_env.seed(seed)
+                vec_env.reset()
+                if vec_env.get_attr("split", indices=0)[0] != split:
+                    # Where it is the split of the environment, its reset has drawn the first task
+                    vec_env.env_method("sample_tasks", 1, split, indices=0)
+                tasks = _distinct_tasks(lambda n: vec_env.env_method("sample_tasks", n, split, indices=0)[0], n_tasks)
+            return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)
 
     trial_kwargs = {**env_kwargs, "episodes_per_trial": n_episodes, "split": split}
     if tasks is None:
@@ -325,10 +330,16 @@ def _check_trials(vec_env: VecEnv, n_episodes: int) -> None:
         )
 
 
-def _check_spaces(model: Any, vec_env: VecEnv) -> None:
-    """A model tells a wrong observation only when its network breaks; tell it before, and in words."""
+def check_spaces(model: Any, env: VecEnv | gym.Env[Any, Any]) -> None:
+    """
+    A model tells a wrong observation only when its network breaks; tell it before, and in words.
+
+    :param model: Anything; what has no spaces fits.
+    :param env: Where it is to play.
+    :raises ValueError: If their spaces are of another kind or shape.
+    """
     for name in ("observation_space", "action_space"):
-        expected, found = getattr(model, name, None), getattr(vec_env, name)
+        expected, found = getattr(model, name, None), getattr(env, name)
         if isinstance(expected, spaces.Space) and _outline(expected) != _outline(found):
             raise ValueError(
                 f"model and environment do not fit: the model's {name} is {_outline(expected)}, the environment's is "
@@ -340,6 +351,9 @@ def _outline(space: spaces.Space[Any]) -> str:
     """:return: What has to be equal in model and environment: kind and shape, not the bounds."""
     if isinstance(space, spaces.Dict):
         return str({key: _outline(part) for key, part in sorted(space.spaces.items())})
+    # SB3's models see images channel-first, and their predict turns them round
+    if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
+        space = VecTransposeImage.transpose_space(space)
     return f"Box{space.shape}" if isinstance(space, spaces.Box) else str(space)
 
 
@@ -359,7 +373,7 @@ def _evaluate(
                 f"observations, or have Meta-World's MetaLearningAgent protocol, got {model!r}."
             )
         model = _CallablePolicy(model)
-    _check_spaces(model, vec_env)
+    check_spaces(model, vec_env)
     n_episodes = vec_env.get_attr("episodes_per_trial", indices=0)[0]
     trials: list[dict[str, Any]] = []
     start = time.perf_counter()
@@ -369,7 +383,24 @@ def _evaluate(
             batch = tasks[first : first + vec_env.num_envs]
             # Task i starts from seed + i, whichever slot plays it
             trials += _play(model, vec_env, batch, seed + first, deterministic, bar)
+    trained_in = getattr(model, "env", None)
+    if isinstance(trained_in, VecEnv) and trained_in.unwrapped is vec_env.unwrapped:
+        model._last_obs = None  # its trials are broken off: learn() starts new ones, with an empty memory
     return _result(trials, time.perf_counter() - start, settings)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(vec_env: VecEnv) -> Iterator[None]:
+    """What is evaluated behind ``VecNormalize`` does not change its statistics."""
+    vec_normalize = unwrap_vec_normalize(vec_env)
+    if vec_normalize is None:
+        yield
+        return
+    training, vec_normalize.training = vec_normalize.training, False
+    try:
+        yield
+    finally:
+        vec_normalize.training = training
 
 
 def _play(
@@ -386,6 +417,11 @@ def _play(
         observations, _, starts, infos = vec_env.step(actions)
         if starts.any():
             for slot in np.flatnonzero(starts[: len(tasks)]).tolist():
+                if "trial" not in infos[slot]:
+                    raise ValueError(
+                        "something outside the TrialWrapper ended a trial before its episodes were played (max_episode_steps, "
+                        "a wrapper with a time limit): use the family's keyword horizon, the length of an episode, instead."
+                    )
                 # A slot whose trial ended early plays on; only its first trial counts
                 trials.setdefault(slot, infos[slot]["trial"])
         if not bar.disable:
@@ -394,11 +430,14 @@ def _play(
 
 
 def _result(trials: list[dict[str, Any]], wall_time: float, settings: dict[str, Any]) -> AdaptationResult:
+    # A family may tell success only where there is some
+    successes = [trial.get("success", [False] * len(trial["returns"])) for trial in trials]
+    knows_success = any("success" in trial for trial in trials)
     return AdaptationResult(
         tasks=[trial["task"] for trial in trials],
         returns=np.array([trial["returns"] for trial in trials], dtype=np.float64),
         lengths=np.array([trial["lengths"] for trial in trials], dtype=np.int64),
-        success=np.array([trial["success"] for trial in trials]) if "success" in trials[0] else None,
+        success=np.array(successes) if knows_success else None,
         wall_time=wall_time,
         settings=settings,
     )
@@ -410,12 +449,15 @@ def stack_runs(runs: AdaptationResult | Sequence[AdaptationResult]) -> np.ndarra
 
     :param runs: Their results, or one
     :return: Shape (n_runs, n_tasks, n_episodes)
-    :raises ValueError: if there are none, or tasks or numbers of episodes differ
+    :raises ValueError: if there are none, or environments, tasks or numbers of episodes differ
     """
     runs = [runs] if isinstance(runs, AdaptationResult) else list(runs)
     if not runs:
         raise ValueError("runs must hold at least one result, got none.")
     for run in runs[1:]:
+        for name, ours, theirs in zip(("env_id", "env_kwargs"), played_in(runs[0]), played_in(run), strict=True):
+            if ours != theirs and None not in (ours, theirs):
+                raise ValueError(f"runs must be of the same environment, got {name} {ours!r} and {theirs!r}.")
         if run.tasks != runs[0].tasks or run.n_episodes != runs[0].n_episodes:
             shapes = [f"{one.n_tasks} tasks x {one.n_episodes} episodes" for one in (runs[0], run)]
             differ = f"{shapes[0]} and {shapes[1]}" if shapes[0] != shapes[1] else "other tasks"
@@ -424,6 +466,31 @@ def stack_runs(runs: AdaptationResult | Sequence[AdaptationResult]) -> np.ndarra
                 "and n_episodes."
             )
     return np.stack([run.returns for run in runs])
+
+
+def played_in(result: AdaptationResult) -> tuple[str | None, dict[str, Any] | None]:
+    """
+    :param result: Of ``evaluate_adaptation``.
+    :return: Id of its environment, and those of its keywords that change what a return is worth; None if unknown.
+    """
+    env_id = result.settings.get("env_id")
+    return env_id, None if env_id is None else relevant_kwargs(env_id, result.settings.get("env_kwargs"))
+
+
+def relevant_kwargs(env_id: str, env_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    :param env_id: A registered id.
+    :param env_kwargs: Keywords of the environment.
+    :return: Those that change what a return is worth: neither trial length, split and rendering nor defaults of the family.
+    """
+    ignored = {"episodes_per_trial", "split", "tasks", "render_mode", "env_id"}
+    family = TASK_FAMILIES.get(env_id)
+    defaults = inspect.signature(family).parameters if family is not None else {}
+    return {
+        name: value
+        for name, value in sorted((env_kwargs or {}).items())
+        if name not in ignored and not (name in defaults and defaults[name].default == value)
+    }
 
 
 def adaptation_table(results: dict[str, AdaptationResult]) -> str:

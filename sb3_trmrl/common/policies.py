@@ -160,7 +160,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     # -- Construction ------------------------------------------------------------------------------------------------
 
     def _make_memory_encoder(self) -> MemoryEncoder:
-        return self.memory_encoder_class(self.features_extractor.features_dim, **self.memory_encoder_kwargs)
+        # Of MultiDiscrete spaces it is a NumPy integer, which torch's recurrent networks refuse
+        return self.memory_encoder_class(int(self.features_extractor.features_dim), **self.memory_encoder_kwargs)
 
     def _build_mlp_extractor(self) -> None:
         token_dim = self.features_extractor.features_dim

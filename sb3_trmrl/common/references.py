@@ -13,7 +13,6 @@ What is there to be gained? References of a family between which an agent's adap
 import datetime
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import time
@@ -31,7 +30,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_trmrl.common.env_util import make_meta_vec_env
-from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation, make_trials
+from sb3_trmrl.common.evaluation import (
+    AdaptationResult,
+    PredictsActions,
+    evaluate_adaptation,
+    make_trials,
+    relevant_kwargs,
+)
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.mujoco.base import MujocoMetaEnv
 from sb3_trmrl.envs.point_robot import STEP_LENGTH
@@ -319,22 +324,6 @@ def train_reference(
 # ---- files of references ---------------------------------------------------------------------------------------------
 
 
-def relevant_kwargs(env_id: str, env_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """
-    :param env_id: A registered id.
-    :param env_kwargs: Keywords of the environment.
-    :return: Those that change what a return is worth: neither trial length, split and rendering nor defaults of the family.
-    """
-    ignored = {"episodes_per_trial", "split", "tasks", "render_mode", "env_id"}
-    family = TASK_FAMILIES.get(env_id)
-    defaults = inspect.signature(family).parameters if family is not None else {}
-    return {
-        name: value
-        for name, value in sorted((env_kwargs or {}).items())
-        if name not in ignored and not (name in defaults and defaults[name].default == value)
-    }
-
-
 def file_name(env_id: str, env_kwargs: dict[str, Any] | None = None) -> str:
     """
     :param env_id: A registered id.
@@ -526,27 +515,26 @@ def load_references(result: AdaptationResult) -> References | None:
     name = file_name(env_id, result.settings.get("env_kwargs"))
     returns: dict[str, np.ndarray] = {}
     how: dict[str, str] = {}
-    paired = True
+    paired: dict[str, bool] = {}
     for path in (SHIPPED / name, cache_dir() / name):  # the latter wins
         if not path.exists():
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             rows = _matching_rows(result.tasks, content["tasks"].get(split, []))
-            known = rows is not None
             for agent, entry in content["agents"].items():
                 if split in entry["returns"]:
                     mean = np.mean(entry["returns"][split], axis=0)
                     mean = mean if rows is None else mean[rows]
                     episodes = np.minimum(np.arange(result.n_episodes), mean.shape[1] - 1)
                     returns[agent], how[agent] = mean[:, episodes], _describe(entry)
-            paired = paired and known
+                    paired[agent] = rows is not None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{path} is no file of references, or it is broken ({error}): make it again, or delete it."
             ) from error
     ordered = {agent: returns[agent] for agent in AGENTS if agent in returns}
-    return References(ordered, paired, how) if ordered else None
+    return References(ordered, all(paired.values()), how) if ordered else None
 
 
 def _matching_rows(tasks: Sequence[Task], known: Sequence[Task]) -> np.ndarray | None:

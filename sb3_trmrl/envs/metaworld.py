@@ -88,8 +88,8 @@ def require_metaworld() -> None:
         import metaworld  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "the families ML1-..., ML10-v3 and ML45-v3 need Meta-World: pip install -e '.[metaworld]' in a clone (it wants mujoco "
-            f"3.3.0, which takes the place of a newer one: docs/guide/metaworld.md). Importing it failed with: {error}"
+            "the families ML1-..., ML10-v3 and ML45-v3 need Meta-World: pip install -e '.[metaworld]' in a clone (it wants "
+            f"mujoco 3.3.0, which takes the place of a newer one: docs/guide/metaworld.md). Importing it failed with: {error}"
         ) from error
 
 

@@ -168,8 +168,9 @@ class TrialWrapper(gym.Env[Any, Any]):
         # The running episode
         self._episode_return = 0.0
         self._episode_length = 0
-        self._has_success = False
         self._episode_success = False
+        # Whether the family has ever told success
+        self._has_success = False
 
     # ---- tasks -------------------------------------------------------------------------------------------------
 
@@ -249,6 +250,7 @@ class TrialWrapper(gym.Env[Any, Any]):
             self._next_task = 0
             self._seed = seed
             self._task_generators, self._task_draws = {}, {}
+            self._has_success = False
         self.meta_env.set_task(self._choose_task(options))
         observation, info = self.env.reset(seed=episode_seed)
         self._returns, self._lengths, self._successes = [], [], []
@@ -290,7 +292,7 @@ class TrialWrapper(gym.Env[Any, Any]):
 
         self._running = False
         info["trial"] = {"task": self.get_task(), "returns": self._returns, "lengths": self._lengths}
-        if self._successes:
+        if self._has_success:
             info["trial"]["success"] = self._successes
             info["is_success"] = self._successes[-1]
         terminated = bool(terminated)
@@ -385,15 +387,14 @@ class TrialWrapper(gym.Env[Any, Any]):
     def _start_episode(self) -> None:
         self._episode_return = 0.0
         self._episode_length = 0
-        self._has_success = False
         self._episode_success = False
 
     def _end_episode(self) -> dict[str, Any]:
         self._returns.append(self._episode_return)
         self._lengths.append(self._episode_length)
         inner_episode = {"index": len(self._returns), "r": self._episode_return, "l": self._episode_length}
+        self._successes.append(self._episode_success)
         if self._has_success:
-            self._successes.append(self._episode_success)
             inner_episode["success"] = self._episode_success
         return inner_episode
 

@@ -82,6 +82,11 @@ def _load_zip(args: argparse.Namespace) -> MemoryPPO:
     run = load_run(args.folder, args.algo, args.env)
     if not isinstance(run.model, MemoryPPO):
         raise PretrainedError(f"{args.folder} holds a {type(run.model).__name__}, which is no algorithm of this package.")
+    if run.vec_normalize is not None:
+        raise PretrainedError(
+            f"{args.folder} was trained behind VecNormalize(norm_obs=True), whose statistics the published model would lack: "
+            "train it with norm_obs=False, the policy normalises."
+        )
     run.model.saved_environment = {
         "id": run.env_id,
         "kwargs": encode_value(run.env_kwargs, "env_kwargs"),
