@@ -99,7 +99,7 @@ def write_report(
         if curves:
             caption = "Returns in the course of training. Bands: 10th to 90th percentile."
             parts += ["<h2>Training</h2>", _picture(learning_curve_figure(curves), "Learning curves", caption)]
-    if isinstance(run.model.policy, MemoryActorCriticPolicy):
+    if isinstance(run.model.policy, MemoryActorCriticPolicy) and run.vec_normalize is None:
         parts += ["<h2>Memory</h2>", *_memory(run, splits, n_tasks, seed, kwargs)]
     parts.append(_foot(command))
     title = escape(f"{run.name}: {run.env_id}")

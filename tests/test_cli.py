@@ -188,6 +188,10 @@ def test_normalised_runs_are_evaluated_with_their_statistics(capsys, normalized_
         np.testing.assert_allclose(json.loads(capsys.readouterr().out)["test"]["returns"], expected)
 
 
+def test_memory_behind_statistics_is_not_inspected_without_them(capsys, normalized_run):
+    assert "trained behind VecNormalize" in error_of(capsys, "inspect", normalized_run, *FEW)
+
+
 def test_statistics_of_rewards_alone_change_nothing(normalized_run):
     path = normalized_run / ENV / "vecnormalize.pkl"
     VecNormalize(make_meta_vec_env(ENV, 2), norm_obs=False).save(str(path))

@@ -204,6 +204,11 @@ def inspect(arguments: argparse.Namespace) -> None:
     from sb3_trmrl.plots import plot_attention, plot_embeddings
 
     run = load_run(arguments.model, arguments.algo, arguments.env, arguments.device)
+    if run.vec_normalize is not None:
+        raise ValueError(
+            f"{run.name} was trained behind VecNormalize(norm_obs=True), which inspect plays without: let the "
+            "policy normalise (normalize_observations=True, the default)."
+        )
     env_id, env_kwargs = environment_of(run, arguments)
     inspection = inspect_trials(
         run.model,
