@@ -230,7 +230,7 @@ def picture(by_agent: Mapping[str, Runs], family: str, path: Path) -> None:
     :param family: Its id.
     :param path: Where the picture goes.
     """
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, ScalarFormatter
 
     figure = new_figure(15.0, 4.2)
     against_steps, against_time, adaptation = figure.subplots(1, 3)
@@ -252,6 +252,8 @@ def picture(by_agent: Mapping[str, Runs], family: str, path: Path) -> None:
         mean = stacked(runs, "test").mean(axis=(0, 1))
         adaptation.plot(range(1, len(mean) + 1), mean, color=color, linestyle=linestyle, marker=marker, label=label)
     against_steps.xaxis.set_major_formatter(EngFormatter(sep=""))
+    against_time.set_xscale("log")  # from minutes to hours
+    against_time.xaxis.set_major_formatter(ScalarFormatter())
     finish(against_steps, "steps of training", "return per episode, in training", f"{family}: mean and range of the seeds")
     finish(against_time, "minutes of training, one thread", "", "the same against wall time", legend=False)
     finish(adaptation, "episode of the trial", "return on unseen tasks", "adaptation after training", legend=False)
