@@ -455,7 +455,7 @@ def stack_runs(runs: AdaptationResult | Sequence[AdaptationResult]) -> np.ndarra
     if not runs:
         raise ValueError("runs must hold at least one result, got none.")
     for run in runs[1:]:
-        for name, ours, theirs in zip(("env_id", "env_kwargs"), played_in(runs[0]), played_in(run), strict=True):
+        for name, ours, theirs in zip(("env_id", "env_kwargs"), _played_in(runs[0]), _played_in(run), strict=True):
             if ours != theirs and None not in (ours, theirs):
                 raise ValueError(f"runs must be of the same environment, got {name} {ours!r} and {theirs!r}.")
         if run.tasks != runs[0].tasks or run.n_episodes != runs[0].n_episodes:
@@ -468,7 +468,7 @@ def stack_runs(runs: AdaptationResult | Sequence[AdaptationResult]) -> np.ndarra
     return np.stack([run.returns for run in runs])
 
 
-def played_in(result: AdaptationResult) -> tuple[str | None, dict[str, Any] | None]:
+def _played_in(result: AdaptationResult) -> tuple[str | None, dict[str, Any] | None]:
     """
     :param result: Of ``evaluate_adaptation``.
     :return: Id of its environment, and those of its keywords that change what a return is worth; None if unknown.
