@@ -13,7 +13,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_trmrl import RL2PPO, RL2Policy, TrMRLPPO, register_memory_encoder
+from sb3_trmrl.common import on_policy_algorithm
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.common.type_aliases import TrialSlices
 from sb3_trmrl.memory_encoders import MEMORY_ENCODERS, GRUEncoder, MemoryEncoder, TFixupTransformerEncoder
 from tests.families import ACTION_SPACES, ENCODERS, counter_vec_env
 
@@ -346,3 +348,73 @@ def test_by_default_all_environments_together_make_8192_steps(algorithm, n_envs,
     if n_envs == 1:
         assert algorithm(policy, counter_vec_env(1).envs[0], device="cpu").n_steps == n_steps
     assert algorithm(policy, counter_vec_env(n_envs), n_steps=5, device="cpu").n_steps == 5
+
+
+class CountThreads(BaseCallback):
+    """Torch's threads at every step."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+        self.seen: set[int] = set()
+
+    def _on_step(self) -> bool:
+        if self.fails:
+            raise RuntimeError("on purpose")
+        self.seen.add(th.get_num_threads())
+        return True
+
+
+@pytest.fixture
+def three_threads():
+    before = th.get_num_threads()
+    th.set_num_threads(3)
+    yield
+    th.set_num_threads(before)
+
+
+@pytest.mark.parametrize("label", ["window", "trial-rotary-none"])
+def test_small_steps_of_acting_have_one_thread(label, three_threads, monkeypatch):
+    model, callback = make_model(counter_vec_env(2), label), CountThreads()
+    n_weights = sum(parameter.numel() for parameter in model.policy.parameters())
+    # Two environments; a window has context_length + 1 tokens
+    work = 2 * n_weights * (model.policy.context_length + 1 if label == "window" else 1)
+    for limit, expected in ((work, 1), (work - 1, 3)):
+        monkeypatch.setattr(on_policy_algorithm, "SMALL_STEP", limit)
+        callback.seen.clear()
+        model.learn(14, callback)
+        assert callback.seen == {expected}
+        assert th.get_num_threads() == 3
+
+
+def test_a_failed_rollout_gives_the_threads_back(three_threads):
+    with pytest.raises(RuntimeError, match="on purpose"):
+        make_model(counter_vec_env(2), "trial-rotary-none").learn(14, CountThreads(fails=True))
+    assert th.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    "optimizer_class, kwargs, fused",
+    [
+        (th.optim.Adam, {}, True),
+        (th.optim.AdamW, dict(weight_decay=0.1), True),
+        (th.optim.Adam, dict(fused=False), False),
+        (th.optim.Adam, dict(foreach=True), None),
+        (th.optim.SGD, {}, None),
+    ],
+)
+def test_adam_is_fused_unless_told_otherwise(optimizer_class, kwargs, fused):
+    policy_kwargs = dict(optimizer_class=optimizer_class, optimizer_kwargs=kwargs)
+    model = make_model(counter_vec_env(2), "trial-rotary-none", policy_kwargs=policy_kwargs)
+    assert type(model.policy.optimizer) is optimizer_class
+    assert model.policy.optimizer.param_groups[0]["fused"] is fused
+    assert model.policy.optimizer_kwargs == kwargs, "what is saved is what was given"
+    model.learn(14)
+
+
+def test_steps_are_selected_with_and_without_padding():
+    sequences = th.arange(24.0).view(2, 4, 3).requires_grad_()
+    everything = TrialSlices(sequences, th.zeros(2, dtype=th.int64), th.ones(2, 4, dtype=th.bool))
+    assert th.equal(everything.select(sequences), sequences.view(8, 3))
+    some = everything._replace(steps=th.tensor([[False, True, True, True], [True, True, False, False]]))
+    assert th.equal(some.select(sequences), th.stack([sequences[0, 1], sequences[0, 2], sequences[0, 3], *sequences[1, :2]]))

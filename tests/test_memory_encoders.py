@@ -449,6 +449,17 @@ def test_a_band_takes_work_in_proportion_to_the_sequence(monkeypatch):
     assert sizes == [64 * 64 * (block + 1) for block in range(10)], "without a band the future is left out"
 
 
+def test_the_gradient_of_a_rotation_is_exact():
+    th.manual_seed(0)
+    cosine, sine = rotation_at(th.tensor([[3, 4, 1000], [0, 1, 2]]), 6)
+    rotation = cosine.double(), sine.double()
+    x = th.randn(2, 3, 5, 6, dtype=th.float64, requires_grad=True)
+    assert th.autograd.gradcheck(lambda x: rotate(x, rotation), (x,))
+    with th.no_grad():
+        without = rotate(x, rotation)
+    assert th.equal(rotate(x, rotation), without), "acting and training turn alike"
+
+
 def test_rotary_positions_in_closed_form():
     x = th.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
     # Channel 0 turns with channel 2 by one radian per position, channel 1 with channel 3 by 1/100

@@ -1,7 +1,9 @@
 """SB3's PPO for policies with a memory: what TrMRLPPO and RL2PPO share."""
 
+import contextlib
 import warnings
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.save_util import PretrainedMixin
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.memory_encoders import MemoryState
+
+#: Multiplications of a step of acting, about one for each weight and token, up to which one thread is enough
+SMALL_STEP = 2**24
 
 
 class MemoryPPO(PretrainedMixin, PPO):
@@ -274,60 +279,61 @@ class MemoryPPO(PretrainedMixin, PPO):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
-        while n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
+        with threads_for_acting(self.policy, env.num_envs):
+            while n_steps < n_rollout_steps:
+                if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                    self.policy.reset_noise(env.num_envs)
 
-            with th.no_grad():
-                obs_tensor, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
-                actions_tensor, values, log_probs, memory_state = self.policy(obs_tensor, memory_state, memory_starts)
-            actions = actions_tensor.cpu().numpy()
+                with th.no_grad():
+                    obs_tensor, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
+                    actions_tensor, values, log_probs, memory_state = self.policy(obs_tensor, memory_state, memory_starts)
+                actions = actions_tensor.cpu().numpy()
 
-            # Rescale and perform action
-            clipped_actions = actions
-            if isinstance(self.action_space, spaces.Box):
-                if self.policy.squash_output:
-                    clipped_actions = self.policy.unscale_action(clipped_actions)
-                else:
-                    # Clip the actions to avoid out of bound error, as they are sampled from an unbounded Gaussian
-                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
+                # Rescale and perform action
+                clipped_actions = actions
+                if isinstance(self.action_space, spaces.Box):
+                    if self.policy.squash_output:
+                        clipped_actions = self.policy.unscale_action(clipped_actions)
+                    else:
+                        # Clip the actions to avoid out of bound error, as they are sampled from an unbounded Gaussian
+                        clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
 
-            self.in_step = True
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self._check_finite("observation", new_obs)
-            self._check_finite("reward", rewards)
-            self.num_timesteps += env.num_envs
+                self.in_step = True
+                new_obs, rewards, dones, infos = env.step(clipped_actions)
+                self._check_finite("observation", new_obs)
+                self._check_finite("reward", rewards)
+                self.num_timesteps += env.num_envs
 
-            # Give access to local variables
-            callback.update_locals(locals())
-            go_on = callback.on_step()
+                # Give access to local variables
+                callback.update_locals(locals())
+                go_on = callback.on_step()
 
-            self._update_info_buffer(infos, dones)
-            n_steps += 1
+                self._update_info_buffer(infos, dones)
+                n_steps += 1
 
-            if isinstance(self.action_space, spaces.Discrete):
-                # Reshape in case of discrete action
-                actions = actions.reshape(-1, 1)
+                if isinstance(self.action_space, spaces.Discrete):
+                    # Reshape in case of discrete action
+                    actions = actions.reshape(-1, 1)
 
-            scaled_rewards = rewards / value_scale
-            if dones.any():
-                scaled_rewards += self.gamma * self._values_behind(infos, dones, values, memory_state)
+                scaled_rewards = rewards / value_scale
+                if dones.any():
+                    scaled_rewards += self.gamma * self._values_behind(infos, dones, values, memory_state)
 
-            rollout_buffer.add(
-                obs_tensor,
-                actions,
-                scaled_rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
-                values,
-                log_probs,
-                memory_starts,
-            )
-            self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = dones
-            self.in_step = False
-            if not go_on:
-                # Only now: the memory of a continued training must know this step, and where its trial ended
-                return False
+                rollout_buffer.add(
+                    obs_tensor,
+                    actions,
+                    scaled_rewards,
+                    self._last_episode_starts,  # type: ignore[arg-type]
+                    values,
+                    log_probs,
+                    memory_starts,
+                )
+                self._last_obs = new_obs  # type: ignore[assignment]
+                self._last_episode_starts = dones
+                self.in_step = False
+                if not go_on:
+                    # Only now: the memory of a continued training must know this step, and where its trial ended
+                    return False
 
         with th.no_grad():
             # Compute value for the last timestep
@@ -442,6 +448,27 @@ class MemoryPPO(PretrainedMixin, PPO):
         # The last rollout may end behind total_timesteps: a schedule such as RL Zoo's lin_1e-3 would be negative there, and
         # the last update would unlearn
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+
+@contextlib.contextmanager
+def threads_for_acting(policy: MemoryActorCriticPolicy, n_envs: int) -> Iterator[None]:
+    """
+    A context in which torch has one thread if a step of acting is small work for the CPU. More would save next to nothing, and
+    GNU's OpenMP lets threads that have nothing to do spin for milliseconds, on the cores that are to step the environments.
+
+    :param policy: Who acts
+    :param n_envs: In how many environments at once
+    """
+    n_threads = th.get_num_threads()
+    memory = policy.actor_memory
+    # A window is encoded anew at every step
+    n_tokens = n_envs * (memory.context_length + 1 if memory.training_unit == "window" else 1)
+    if n_tokens * sum(parameter.numel() for parameter in policy.parameters()) <= SMALL_STEP:
+        th.set_num_threads(1)
+    try:
+        yield
+    finally:
+        th.set_num_threads(n_threads)
 
 
 def refuse_non_finite_gradients(optimizer: th.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """Actor-critic policies with a memory."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -184,7 +185,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        # The optimizer exists already and keeps the parameters: they are changed in place
         if self.ortho_init:
             nn.init.orthogonal_(self.action_net.weight, gain=self.output_scale)
         else:
@@ -193,6 +193,19 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
                     if isinstance(module, nn.Linear):
                         nn.init.xavier_uniform_(module.weight, gain=self.output_scale if module is self.action_net else 1.0)
                         nn.init.zeros_(module.bias)
+        self.optimizer = self.make_optimizer(self.parameters(), lr_schedule(1))
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> th.optim.Optimizer:
+        """
+        :param parameters: What it optimizes
+        :param learning_rate: Its learning rate
+        :return: An optimizer of the policy's class, with its keyword arguments
+        """
+        kwargs = self.optimizer_kwargs
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "differentiable"} & set(kwargs):
+            # One pass over all numbers in place of ten over each matrix
+            kwargs = {"fused": True, **kwargs}
+        return self.optimizer_class(parameters, lr=learning_rate, **kwargs)  # type: ignore[call-arg]
 
     @property
     def context_length(self) -> int:
@@ -473,13 +486,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def _current_tokens(tokens: th.Tensor, obs: MemoryWindows | TrialSlices) -> th.Tensor:
         # (batch or n_slices, seq_len, token_dim) -> (batch, token_dim)
         if isinstance(obs, TrialSlices):
-            return tokens[obs.steps]
+            return obs.select(tokens)
         return tokens[th.arange(len(tokens), device=tokens.device), obs.lengths - 1]
 
     @staticmethod
     def _encode(encoder: MemoryEncoder, tokens: th.Tensor, obs: MemoryWindows | TrialSlices) -> th.Tensor:
         # (batch or n_slices, seq_len, token_dim) -> (batch, features_dim)
         if isinstance(obs, TrialSlices):
-            return encoder(tokens, obs.offsets)[obs.steps]
+            return obs.select(encoder(tokens, obs.offsets))
         assert isinstance(encoder, WindowMemoryEncoder)
         return encoder.encode_windows(tokens, obs.lengths)

@@ -32,6 +32,14 @@ class TrialSlices(NamedTuple):
     offsets: th.Tensor
     steps: th.Tensor
 
+    def select(self, sequences: th.Tensor) -> th.Tensor:
+        """
+        :param sequences: Something of every token, (n_slices, seq_len, ...)
+        :return: That of the steps trained on, (batch, ...)
+        """
+        # Without context and padding a view, where an index would copy, and scatter in the backward pass
+        return sequences.flatten(0, 1) if self.steps.all() else sequences[self.steps]
+
 
 class MemoryContext(NamedTuple):
     """

@@ -68,16 +68,24 @@ def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int
     # On a GPU the kernel skips the future by itself; on a CPU it computes it
     if seq_len <= band and (seq_len <= QUERY_BLOCK or query.is_cuda):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    # Split and cat, not slices: the backward pass of a slice fills a tensor of the whole length
+    queries, keys, values = (part.split(QUERY_BLOCK, dim=2) for part in (query, key, value))
+
+    def tokens_of(blocks: tuple[th.Tensor, ...], first: int, last_block: int) -> th.Tensor:
+        far, *near = blocks[first // QUERY_BLOCK : last_block + 1]
+        return th.cat([far[:, :, first % QUERY_BLOCK :], *near], dim=2)
+
     time, attended = th.arange(seq_len, device=query.device), []
-    for start in range(0, seq_len, QUERY_BLOCK):
-        queries, keys = slice(start, min(start + QUERY_BLOCK, seq_len)), slice(max(0, start - band + 1), start + QUERY_BLOCK)
-        age = time[queries].unsqueeze(1) - time[keys]
-        attended.append(
-            F.scaled_dot_product_attention(
-                query[:, :, queries], key[:, :, keys], value[:, :, keys], attn_mask=(age >= 0) & (age < band)
-            )
+    for index, block in enumerate(queries):
+        start = index * QUERY_BLOCK
+        first, end = max(0, start - band + 1), start + block.shape[2]
+        age = time[start:end].unsqueeze(1) - time[first:end]
+        seen = F.scaled_dot_product_attention(
+            block, tokens_of(keys, first, index), tokens_of(values, first, index), attn_mask=(age >= 0) & (age < band)
         )
-    return th.cat(attended, dim=2)
+        attended.append(seen.transpose(1, 2))
+    # Laid out as (batch, seq_len, n_heads, head_dim), so that the heads lie side by side already
+    return th.cat(attended, dim=1).transpose(1, 2)
 
 
 class CausalSelfAttention(nn.Module):

@@ -1,8 +1,10 @@
 """Positions of tokens in memory: sinusoids that are added to tokens, rotations of queries and keys."""
 
 import math
+from typing import Any
 
 import torch as th
+from torch.autograd.function import once_differentiable
 
 #: Cosines and sines of rotary positions, (batch or 1, seq_len, 1, head_dim / 2) each
 Rotation = tuple[th.Tensor, th.Tensor]
@@ -41,12 +43,34 @@ def rotation_at(positions: th.Tensor, head_dim: int) -> Rotation:
     return angles.cos().float(), angles.sin().float()
 
 
+def _turn(x: th.Tensor, cosine: th.Tensor, sine: th.Tensor) -> th.Tensor:
+    turned = th.empty_like(x)
+    first, second = x.chunk(2, dim=-1)
+    turned_first, turned_second = turned.chunk(2, dim=-1)
+    th.mul(first, cosine, out=turned_first).addcmul_(second, sine, value=-1)
+    th.mul(first, sine, out=turned_second).addcmul_(second, cosine)
+    return turned
+
+
+class _Rotate(th.autograd.Function):
+    """``_turn`` with its gradient, which is the turn back: half the passes over memory that autograd would make."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, cosine: th.Tensor, sine: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turn(x, cosine, sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turn(grad, cosine, -sine), None, None
+
+
 def rotate(x: th.Tensor, rotation: Rotation) -> th.Tensor:
     """
     :param x: Queries or keys, (batch, seq_len, n_heads, head_dim); channel ``i`` is paired with ``i + head_dim / 2``
     :param rotation: Their rotary positions
     :return: Same shape
     """
-    cosine, sine = rotation
-    first, second = x.chunk(2, dim=-1)
-    return th.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    return _Rotate.apply(x, *rotation) if th.is_grad_enabled() else _turn(x, *rotation)

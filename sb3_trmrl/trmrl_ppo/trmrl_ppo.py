@@ -142,12 +142,9 @@ class TrMRLPPO(MemoryPPO):
         if isinstance(self.two_phase_update, dict):  # given to load()
             self.two_phase_update = TwoPhaseUpdate(**self.two_phase_update)
         if self.two_phase_update is not None:
-            optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
-            self.policy.optimizer = optimizer_class(
-                self.policy.actor_parameters(), lr=self.lr_schedule(1), **kwargs  # type: ignore[call-arg]
-            )
-            self.value_optimizer = optimizer_class(
-                self.policy.critic_parameters(), lr=self.two_phase_update.value_learning_rate, **kwargs  # type: ignore[call-arg]
+            self.policy.optimizer = self.policy.make_optimizer(self.policy.actor_parameters(), self.lr_schedule(1))
+            self.value_optimizer = self.policy.make_optimizer(
+                self.policy.critic_parameters(), self.two_phase_update.value_learning_rate
             )
             self.value_optimizer.register_step_pre_hook(refuse_non_finite_gradients)
             self.policy.optimizer.register_step_pre_hook(refuse_non_finite_gradients)
