@@ -72,6 +72,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "trmrl-gamma-0.95": ("trmrl", {"gamma": 0.95}),
     "trmrl-xavier": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
     "trmrl-4-layers": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 4}),
+    "trmrl-ff-256": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.ff_dim": 256}),
     "trmrl-1-layer": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 1}),
     "paper-xavier": ("paper", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
     "paper-window-1": ("paper", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1}),

@@ -46,6 +46,7 @@ CHANGE_LABELS = {
     "trmrl-xavier": "TrMRL without T-Fixup (Xavier)",
     "trmrl-4-layers": "TrMRL with 4 layers",
     "trmrl-1-layer": "TrMRL with 1 layer",
+    "trmrl-ff-256": "TrMRL with feed-forward networks of 256",
     "paper-xavier": "the paper's preset without T-Fixup (Xavier)",
     "paper-window-1": "the paper's preset with a window of 1",
     "paper-window-10": "the paper's preset with a window of 10",

@@ -259,8 +259,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             assert isinstance(obs, th.Tensor)
             space = self.observation_space
             memory_starts = episode_starts | (obs[:, space.done_slice] > 0.5).any(dim=1)
-            obs = obs.clone()
-            obs[:, space.observation_slice.stop :].masked_fill_(memory_starts.unsqueeze(1), 0.0)
+            if memory_starts.any():
+                obs = obs.clone()
+                obs[:, space.observation_slice.stop :].masked_fill_(memory_starts.unsqueeze(1), 0.0)
             return obs, memory_starts
         if isinstance(obs, dict) and "prev_done" in obs:
             memory_starts = episode_starts | (obs["prev_done"] > 0.5).flatten(1).any(dim=1)
