@@ -93,6 +93,10 @@ def agents(width: int) -> dict[str, dict[str, Any]]:
         "trial-scaled": dict(memory_encoder_kwargs=dict(transformer, scale_embedding=True)),
         "trial-sinusoidal": dict(memory_encoder_kwargs=dict(transformer, positions="sinusoidal")),
         "trial-latest": dict(memory_encoder_kwargs=transformer, head_input="latest"),
+        "trial-xavier": dict(memory_encoder_kwargs=dict(transformer, initialization="xavier")),
+        "trial-1-layer": dict(memory_encoder_kwargs=dict(transformer, n_layers=1)),
+        "trial-4-layers": dict(memory_encoder_kwargs=dict(transformer, n_layers=4)),
+        "trial-4-layers-xavier": dict(memory_encoder_kwargs=dict(transformer, n_layers=4, initialization="xavier")),
     }
 
 
@@ -110,9 +114,13 @@ LABELS = {
 VARIANTS = {
     "trial": "full-trial transformer: T-Fixup, embedding as it is, rotary positions, heads on features and token",
     "trial-pre-norm": "... with pre-norm",
-    "trial-scaled": "... with the embedding scaled by sqrt(d), as in the paper",
+    "trial-scaled": "... with the embedding scaled by sqrt(d), as in the T-Fixup paper",
     "trial-sinusoidal": "... with sinusoidal positions",
     "trial-latest": "... with heads on the features alone",
+    "trial-xavier": "... without T-Fixup (Xavier)",
+    "trial-1-layer": "... with 1 layer",
+    "trial-4-layers": "... with 4 layers",
+    "trial-4-layers-xavier": "... with 4 layers, without T-Fixup",
 }
 """One factor at a time. They are run with ``--agents``."""
 
