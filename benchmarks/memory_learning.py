@@ -238,12 +238,14 @@ def report(runs: list[dict[str, Any]], family: str, folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
     runs = [run for run in runs if run["family"] == family]
     print_table(runs, f"{family}, all memories", LABELS)
     print_table(runs, f"{family}, one factor at a time", VARIANTS)
+    if not any(run["agent"] in LABELS for run in runs):
+        return
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
     styles = ["-", "-", "-", "--", "-.", ":", (0, (1, 3))]
     for (agent, label), style in zip(LABELS.items(), styles, strict=True):
         chosen = [run for run in runs if run["agent"] == agent]
