@@ -202,14 +202,14 @@ def learn_speed(runs: Runs) -> str:
     :return: Steps per second of whole trainings, median and range of the runs, the fastest agent first, in Markdown.
     """
     threads = sorted({run["threads"] for run in runs})
-    # (n_threads, n_runs) of each agent
+    # For each agent and number of threads the runs'
     rates = {
-        agent: np.array(
-            [[run["timesteps"] / run["seconds"] for run in of_agent if run["threads"] == number] for number in threads]
-        )
+        agent: [
+            np.array([run["timesteps"] / run["seconds"] for run in of_agent if run["threads"] == number]) for number in threads
+        ]
         for agent, of_agent in grouped(runs).items()
     }
-    medians = {agent: np.median(rate, axis=1) for agent, rate in rates.items()}
+    medians = {agent: np.array([np.median(rate) for rate in of_agent]) for agent, of_agent in rates.items()}
     names = [f"{number} thread{'s' * (number > 1)}" for number in threads]
     head = ["agent", *(f"steps/s, {name}" for name in names), *(f"against RecurrentPPO, {name}" for name in names)]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
