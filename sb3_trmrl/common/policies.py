@@ -255,22 +255,27 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """
         if self.memory_reset == "trial":
             return obs, episode_starts
-        if isinstance(self.observation_space, TokenSpace):
+        space = self.observation_space
+        if isinstance(space, TokenSpace):
             assert isinstance(obs, th.Tensor)
-            space = self.observation_space
-            memory_starts = episode_starts | (obs[:, space.done_slice] > 0.5).any(dim=1)
-            if memory_starts.any():
-                obs = obs.clone()
-                obs[:, space.observation_slice.stop :].masked_fill_(memory_starts.unsqueeze(1), 0.0)
+            prev_done = obs[:, space.done_slice]
+        elif isinstance(obs, dict) and "prev_done" in obs:
+            prev_done = obs["prev_done"].flatten(1)
+        else:
+            return obs, episode_starts
+        memory_starts = episode_starts | (prev_done > 0.5).any(dim=1)
+        if not memory_starts.any():
             return obs, memory_starts
-        if isinstance(obs, dict) and "prev_done" in obs:
-            memory_starts = episode_starts | (obs["prev_done"] > 0.5).flatten(1).any(dim=1)
+        if isinstance(obs, dict):
             forgotten = {
                 key: obs[key].masked_fill(memory_starts.view(-1, *[1] * (obs[key].dim() - 1)), 0)
                 for key in ("prev_action", "prev_reward", "prev_done")
             }
             return {**obs, **forgotten}, memory_starts
-        return obs, episode_starts
+        assert isinstance(space, TokenSpace)
+        obs = obs.clone()
+        obs[:, space.observation_slice.stop :].masked_fill_(memory_starts.unsqueeze(1), 0.0)
+        return obs, memory_starts
 
     def _tokens(self, obs: PyTorchObs) -> th.Tensor:
         # (batch, ...) -> (batch, token_dim)

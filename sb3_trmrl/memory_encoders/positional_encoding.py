@@ -73,4 +73,5 @@ def rotate(x: th.Tensor, rotation: Rotation) -> th.Tensor:
     :param rotation: Their rotary positions
     :return: Same shape
     """
+    # Acting calls this for single tokens, for which autograd's part is half of the time
     return _Rotate.apply(x, *rotation) if th.is_grad_enabled() else _turn(x, *rotation)
