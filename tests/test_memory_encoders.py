@@ -21,7 +21,15 @@ from sb3_trmrl.memory_encoders import (
     get_memory_encoder_class,
     register_memory_encoder,
 )
-from sb3_trmrl.memory_encoders.attention import INITIAL_CACHE_SLOTS, CausalSelfAttention, TransformerLayer, attend_in_band
+from sb3_trmrl.memory_encoders.attention import (
+    FEW_TOKENS,
+    INITIAL_CACHE_SLOTS,
+    NARROW_HEAD,
+    AttentionOverFew,
+    CausalSelfAttention,
+    TransformerLayer,
+    attend_in_band,
+)
 from sb3_trmrl.memory_encoders.base import oldest_first, window_indices
 from sb3_trmrl.memory_encoders.positional_encoding import rotate, rotation_at, sinusoidal_encoding
 from sb3_trmrl.memory_encoders.rnn import GRUEncoder, LSTMEncoder, RecurrentEncoder
@@ -389,6 +397,62 @@ def test_layer_at_one_position_equals_the_whole_layer():
     th.manual_seed(0)
     layer, x, position = TransformerLayer(16, 4, 32), th.randn(9, 6, 16), th.randint(0, 6, (9,))
     th.testing.assert_close(layer.forward_at(x, position), layer(x)[th.arange(9), position], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 5, FEW_TOKENS])
+@pytest.mark.parametrize(("n_heads", "head_dim"), [(16, 8), (1, 1), (3, 5)])
+def test_attention_over_few_equals_pytorchs(seq_len, n_heads, head_dim):
+    """Values and gradients, in float64; queries, keys and values as the projection makes them, and laid out otherwise."""
+    th.manual_seed(0)
+    projected = th.randn(7, seq_len, 3, n_heads, head_dim, dtype=th.float64, requires_grad=True)
+    for parts in (projected.permute(2, 0, 3, 1, 4), th.randn(3, 7, n_heads, seq_len, head_dim, dtype=th.float64)):
+        parts = parts.detach().requires_grad_()
+        query, key, value = parts
+        ours = AttentionOverFew.apply(query, key, value)
+        theirs = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        th.testing.assert_close(ours, theirs)
+        assert ours.transpose(1, 2).is_contiguous(), "the heads of a token lie side by side"
+        grad = th.randn_like(theirs)
+        th.testing.assert_close(th.autograd.grad(ours, parts, grad), th.autograd.grad(theirs, parts, grad))
+
+
+def test_which_attention_acts_and_which_trains(monkeypatch):
+    """Narrow heads over few tokens train by our own kernel; they act by torch's, and so does everything else."""
+    calls: list[th.Tensor] = []
+    torchs = nn.functional.scaled_dot_product_attention
+
+    def record(query: th.Tensor, *args: Any, **kwargs: Any) -> th.Tensor:
+        calls.append(query)
+        return torchs(query, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record)
+    th.manual_seed(0)
+    position = th.randint(0, FEW_TOKENS, (9,))
+    for seq_len, head_dim, trains_by_torchs in (
+        (FEW_TOKENS, NARROW_HEAD, False),
+        (FEW_TOKENS + 1, NARROW_HEAD, True),
+        (FEW_TOKENS, 2 * NARROW_HEAD, True),
+    ):
+        layer, x = TransformerLayer(2 * head_dim, 2, 32), th.randn(9, seq_len, 2 * head_dim)
+        results, gradients = [], []
+        for own in (True, False):
+            if not own:  # what torch's gives
+                monkeypatch.setattr(attention, "NARROW_HEAD", 0)
+            calls.clear()
+            outputs = layer(x), layer.forward_at(x, position)
+            assert len(calls) == (2 if trains_by_torchs or not own else 0)
+            results.append(outputs)
+            gradients.append(
+                th.autograd.grad(th.cat([outputs[0].flatten(), outputs[1].flatten()]).pow(2).sum(), list(layer.parameters()))
+            )
+        monkeypatch.setattr(attention, "NARROW_HEAD", NARROW_HEAD)
+        calls.clear()
+        with th.no_grad():
+            results.append((layer(x), layer.forward_at(x, position)))
+        assert len(calls) == 2
+        for outputs in results[1:]:
+            th.testing.assert_close(outputs, results[0], atol=1e-6, rtol=1e-5)
+        th.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("embed_dim", [6, 7])

@@ -168,6 +168,7 @@ def train_in_two_phases(model: "TrMRLPPO", settings: TwoPhaseUpdate) -> None:
 def _optimize(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> None:
     optimizer.zero_grad()
     loss.backward()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    if max_grad_norm < float("inf"):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
