@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trmrl import TrMRLPPO
 from sb3_trmrl.common.env_util import make_meta_vec_env
-from sb3_trmrl.common.vec_env import MujocoVecEnv
+from sb3_trmrl.common.vec_env import MujocoVecEnv, mujoco_vec_env
 from sb3_trmrl.envs import META_ENVS, HalfCheetahVel, MujocoMetaEnv, PointRobot, TrialWrapper
 
 FAMILIES = [env_id for env_id, family in META_ENVS.items() if issubclass(family, MujocoMetaEnv)]
@@ -157,6 +157,36 @@ def test_one_task_for_each_slot_and_split() -> None:
     assert velocities[0] <= 3 <= velocities[1]
 
 
+@pytest.mark.parametrize("env_id", FAMILIES)
+def test_equal_models_are_shared_unless_tasks_change_them(env_id: str) -> None:
+    def make_env(colour: float) -> Any:
+        env = gym.make(env_id)
+        env.get_wrapper_attr("meta_env").model.geom_rgba[0, 0] = colour
+        return env
+
+    env = MujocoVecEnv([partial(make_env, colour) for colour in (0.1, 0.2, 0.1)])
+    models = [meta_env.model for meta_env in env.get_attr("meta_env")]
+    assert models[1] is not models[0] and models[1].geom_rgba[0, 0] == np.float32(0.2)
+    assert (models[2] is models[0]) is ("RandParams" not in env_id)
+
+
+def test_models_are_not_shared_where_a_reset_may_change_them() -> None:
+    class Icy(HalfCheetahVel):
+        def _reset(self) -> np.ndarray:
+            self.model.geom_friction[:] = self.np_random.uniform(0.1, 1.0)
+            return super()._reset()
+
+    expected, env = [cls([lambda: TrialWrapper(Icy(horizon=9)) for _ in range(3)]) for cls in (DummyVecEnv, MujocoVecEnv)]
+    for vec_env in (expected, env):
+        vec_env.seed(0)
+    np.testing.assert_array_equal(env.reset(), expected.reset())
+    frictions = {meta_env.model.geom_friction[0, 0] for meta_env in env.get_attr("meta_env")}
+    assert len(frictions) == 3
+    for step in range(30):
+        actions = random_actions(env, step)
+        assert_steps_equal(expected.step(actions), env.step(actions))
+
+
 # ---- blow-ups ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +194,7 @@ def test_one_task_for_each_slot_and_split() -> None:
 @pytest.mark.parametrize("env_id", FAMILIES)
 def test_a_blow_up_ends_one_episode_with_one_warning(env_id: str, gravity: float, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its own warning into a log file of the working folder
+    monkeypatch.setattr(mujoco_vec_env, "share_models", lambda slots: None)  # so that one can be broken
     # Slot 1 shares its thread's scratch space with the slots before and after it
     expected, env, healthy = [make(env_id, 3, n_threads) for n_threads in (None, 1, 1)]
     for vec_env in (expected, env, healthy):
