@@ -81,15 +81,11 @@ class AttentionOverFew(th.autograd.Function):
         _, _, seq_len, head_dim = query.shape
         query, key, value = (_side_by_side(part) for part in (query, key, value))
         query = query * head_dim**-0.5
-        attended, weights = th.empty_like(value), []
+        weights = query.new_empty(seq_len, seq_len, query.shape[-1])  # of queries for keys; those of the future are not used
         for now in range(seq_len):
-            seen = (query[now] * key[: now + 1]).sum(1).softmax(0)  # (tokens seen, batch * n_heads)
-            th.mul(seen[0], value[0], out=attended[now])
-            for then in range(1, now + 1):
-                attended[now].addcmul_(seen[then], value[then])
-            weights.append(seen)
-        ctx.save_for_backward(query, key, value, *weights)
-        return _heads_apart(attended, ctx.shape)
+            weights[now, : now + 1] = (query[now] * key[: now + 1]).sum(1).softmax(0)
+        ctx.save_for_backward(query, key, value, weights)
+        return _heads_apart(_weighted_past(weights, value), ctx.shape)
 
     @staticmethod
     @once_differentiable
@@ -99,19 +95,25 @@ class AttentionOverFew(th.autograd.Function):
         :param grad: Gradient of the attended values, (batch, n_heads, seq_len, head_dim)
         :return: Gradients of queries, keys and values
         """
-        query, key, value, *weights = ctx.saved_tensors
+        query, key, value, weights = ctx.saved_tensors
         grad = _side_by_side(grad)
-        grad_query, grad_key, grad_value = th.empty_like(query), th.zeros_like(key), th.zeros_like(value)
-        for now, seen in enumerate(weights):
-            grad_scores = (grad[now] * value[: now + 1]).sum(1).mul_(seen)
-            grad_scores.sub_(seen * grad_scores.sum(0))  # through the softmax
-            th.mul(grad_scores[0], key[0], out=grad_query[now])
-            for then in range(1, now + 1):
-                grad_query[now].addcmul_(grad_scores[then], key[then])
-            grad_key[: now + 1].addcmul_(grad_scores.unsqueeze(1), query[now])
-            grad_value[: now + 1].addcmul_(seen.unsqueeze(1), grad[now])
-        grad_query.mul_(ctx.shape[-1] ** -0.5)
+        grad_key, grad_value, grad_scores = th.zeros_like(key), th.zeros_like(value), th.empty_like(weights)
+        for now in range(len(weights)):
+            past, seen = slice(now + 1), weights[now, : now + 1]
+            through_weights = (grad[now] * value[past]).sum(1).mul_(seen)
+            grad_scores[now, past] = through_weights.sub_(seen * through_weights.sum(0))  # through the softmax
+            grad_key[past].addcmul_(grad_scores[now, past].unsqueeze(1), query[now])
+            grad_value[past].addcmul_(seen.unsqueeze(1), grad[now])
+        grad_query = _weighted_past(grad_scores, key).mul_(ctx.shape[-1] ** -0.5)
         return tuple(_heads_apart(part, ctx.shape) for part in (grad_query, grad_key, grad_value))  # type: ignore[return-value]
+
+
+def _weighted_past(weights: th.Tensor, x: th.Tensor) -> th.Tensor:
+    # Sum of weights[now, then] * x[then] over then <= now; (seq_len, seq_len, n) and (seq_len, head_dim, n) -> that of x
+    total = weights[:, 0].unsqueeze(1) * x[0]
+    for then in range(1, len(x)):
+        total[then:].addcmul_(weights[then:, then].unsqueeze(1), x[then])
+    return total
 
 
 def _side_by_side(x: th.Tensor) -> th.Tensor:
