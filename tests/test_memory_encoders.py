@@ -404,20 +404,27 @@ def test_layer_at_one_position_equals_the_whole_layer():
 def test_attention_over_few_equals_pytorchs(seq_len, n_heads, head_dim):
     """Values and gradients, in float64; queries, keys and values as the projection makes them, and laid out otherwise."""
     th.manual_seed(0)
-    projected = th.randn(7, seq_len, 3, n_heads, head_dim, dtype=th.float64, requires_grad=True)
+    projected = th.randn(7, seq_len, 3, n_heads, head_dim, dtype=th.float64)
     for parts in (projected.permute(2, 0, 3, 1, 4), th.randn(3, 7, n_heads, seq_len, head_dim, dtype=th.float64)):
-        parts = parts.detach().requires_grad_()
-        query, key, value = parts
+        query, key, value = parts = parts.requires_grad_()
         ours = AttentionOverFew.apply(query, key, value)
         theirs = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         th.testing.assert_close(ours, theirs)
         assert ours.transpose(1, 2).is_contiguous(), "the heads of a token lie side by side"
-        grad = th.randn_like(theirs)
-        th.testing.assert_close(th.autograd.grad(ours, parts, grad), th.autograd.grad(theirs, parts, grad))
+        for grad in (th.randn_like(theirs), th.ones(1, 1, 1, 1, dtype=th.float64).expand_as(theirs)):
+            th.testing.assert_close(
+                th.autograd.grad(ours, parts, grad, retain_graph=True),
+                th.autograd.grad(theirs, parts, grad, retain_graph=True),
+            )
+    # Queries and values that are not trained
+    key = th.randn(7, n_heads, seq_len, head_dim, dtype=th.float64, requires_grad=True)
+    ours = AttentionOverFew.apply(query.detach(), key, value.detach()).pow(2).sum()
+    theirs = nn.functional.scaled_dot_product_attention(query.detach(), key, value.detach(), is_causal=True).pow(2).sum()
+    th.testing.assert_close(th.autograd.grad(ours, key), th.autograd.grad(theirs, key))
 
 
 def test_which_attention_acts_and_which_trains(monkeypatch):
-    """Narrow heads over few tokens train by our own kernel; they act by torch's, and so does everything else."""
+    """Narrow heads over few tokens train by our own function; they act by torch's, and so does everything else."""
     calls: list[th.Tensor] = []
     torchs = nn.functional.scaled_dot_product_attention
 

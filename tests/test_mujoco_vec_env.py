@@ -170,18 +170,20 @@ def test_equal_models_are_shared_unless_tasks_change_them(env_id: str) -> None:
     assert (models[2] is models[0]) is ("RandParams" not in env_id)
 
 
-def test_models_are_not_shared_where_a_reset_may_change_them() -> None:
-    class Icy(HalfCheetahVel):
-        def _reset(self) -> np.ndarray:
-            self.model.geom_friction[:] = self.np_random.uniform(0.1, 1.0)
-            return super()._reset()
+class Icy(HalfCheetahVel):
+    """Changes its model where a family need not expect that anybody looks."""
 
+    def sample_initial_state(self) -> tuple[np.ndarray, np.ndarray]:
+        self.model.geom_friction[:] = self.np_random.uniform(0.1, 1.0)
+        return super().sample_initial_state()
+
+
+def test_a_subclass_that_changes_its_model_keeps_one_for_each_slot() -> None:
     expected, env = [cls([lambda: TrialWrapper(Icy(horizon=9)) for _ in range(3)]) for cls in (DummyVecEnv, MujocoVecEnv)]
     for vec_env in (expected, env):
         vec_env.seed(0)
     np.testing.assert_array_equal(env.reset(), expected.reset())
-    frictions = {meta_env.model.geom_friction[0, 0] for meta_env in env.get_attr("meta_env")}
-    assert len(frictions) == 3
+    assert len({meta_env.model.geom_friction[0, 0] for meta_env in env.get_attr("meta_env")}) == 3
     for step in range(30):
         actions = random_actions(env, step)
         assert_steps_equal(expected.step(actions), env.step(actions))
@@ -228,6 +230,31 @@ def test_a_blow_up_ends_one_episode_with_one_warning(env_id: str, gravity: float
             assert found[3][1]["inner_episode"]["l"] == (5 if step == 0 else 1)
     assert unstable == 6
     assert env.env_method("get_task")[0] == before[0]
+
+
+@pytest.mark.parametrize("env_id", FAMILIES)
+def test_a_blow_up_by_its_state_leaves_the_others_alone(env_id: str, tmp_path: Any, monkeypatch: Any) -> None:
+    """With the model that slots have in common, where they do."""
+    monkeypatch.chdir(tmp_path)
+    expected, env, healthy = [make(env_id, 3, n_threads) for n_threads in (None, 1, 1)]
+    for vec_env in (expected, env, healthy):
+        vec_env.reset()
+    model = env.get_attr("meta_env")[0].model
+    expected.get_attr("meta_env")[1].data.qvel[0] = 1e11
+    env._physics.state[1, 1 + model.nq] = 1e11
+    for step in range(20):
+        actions = random_actions(env, step)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = env.step(actions)
+        assert len(caught) == ("unstable" in found[3][1]) == (step == 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_steps_equal(expected.step(actions), found)
+        good = healthy.step(actions)
+        for slot in (0, 2):
+            np.testing.assert_array_equal(found[0][slot], good[0][slot])
+            assert found[1][slot] == good[1][slot]
 
 
 # ---- Monitor ------------------------------------------------------------------------------------------------------------

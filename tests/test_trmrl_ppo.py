@@ -465,6 +465,17 @@ def test_two_phase_update_trains_each_parameter_in_its_phase():
     assert all(not th.equal(before[name], after[name]) for name in names)
 
 
+def test_two_phase_update_with_infinite_max_grad_norm_clips_nothing():
+    trained = []
+    for max_grad_norm in (float("inf"), 1e30, 1e-3):
+        options = dict(two_phase_update=dict(value_learning_rate=1e-3), max_grad_norm=max_grad_norm)
+        model = make_model(counter_vec_env(2, noise=1.0), policy_kwargs=dict(optimizer_class=th.optim.SGD), **options)
+        trained.append(weights(model.learn(26)))
+    unlimited, far, near = trained
+    assert all(th.equal(unlimited[name], far[name]) for name in unlimited)
+    assert not all(th.equal(unlimited[name], near[name]) for name in unlimited)
+
+
 def test_two_phase_update_with_shared_critic_trains_the_encoder_in_both_phases():
     model = make_model(counter_vec_env(1), two_phase_update=dict(value_learning_rate=1e-3))
     encoder = {id(p) for p in model.policy.actor_memory.parameters()}

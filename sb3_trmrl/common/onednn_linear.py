@@ -42,8 +42,7 @@ class _Linear(th.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
         ctx.save_for_backward(x, weight)
-        # A view made in here could not be written to, and an activation behind it may want to do that
-        return th.ops.aten._unsafe_view(_multiply(x.flatten(0, -2), weight, bias), [*x.shape[:-1], len(weight)])
+        return _multiply(x, weight, bias)
 
     @staticmethod
     @once_differentiable

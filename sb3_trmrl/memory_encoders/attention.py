@@ -127,19 +127,22 @@ def _heads_apart(x: th.Tensor, shape: th.Size) -> th.Tensor:
 
 
 def _attend_from_one(query: th.Tensor, key: th.Tensor, value: th.Tensor, visible: th.Tensor) -> th.Tensor:
-    # F.scaled_dot_product_attention(query, key, value, attn_mask=visible) for one query per sequence, (batch, n_heads, 1,
-    # head_dim), in the same way
-    shape = query.shape
+    # F.scaled_dot_product_attention(query, key, value, attn_mask=visible) for one query per sequence, sequences and heads side
+    # by side; so little is left to do that autograd's own gradient is as fast
+    shape = query.shape  # (batch, n_heads, 1, head_dim)
     query, key, value = (_side_by_side(part) for part in (query, key, value))
-    hidden = ~_side_by_side(visible.unsqueeze(-1).expand(*shape[:2], 1, -1, 1).squeeze(2)).squeeze(1)
+    hidden = ~visible.flatten(1).t().repeat_interleave(shape[1], dim=1)  # (seq_len, batch * n_heads)
     scores = (query * key).sum(1) * shape[-1] ** -0.5
-    weights = scores.masked_fill(hidden, -math.inf).softmax(0)  # (seq_len, batch * n_heads)
+    weights = scores.masked_fill(hidden, -math.inf).softmax(0)
     return _heads_apart((weights.unsqueeze(1) * value).sum(0, keepdim=True), shape)
 
 
-def _trains_faster_over_few(seq_len: int, head_dim: int, x: th.Tensor) -> bool:
-    # While acting there is little to gain, and `inspection` looks at the calls of torch's kernel
-    return seq_len <= FEW_TOKENS and head_dim <= NARROW_HEAD and x.device.type == "cpu" and th.is_grad_enabled()
+def _trains_faster_over_few(key: th.Tensor, value: th.Tensor) -> bool:
+    # While acting there is little to gain, and `inspection` looks at the calls of torch's kernel. That one also adds up half
+    # precision in float32
+    _, _, seq_len, head_dim = key.shape
+    few = seq_len <= FEW_TOKENS and head_dim <= NARROW_HEAD and value.shape == key.shape
+    return few and key.device.type == "cpu" and key.dtype in (th.float32, th.float64) and th.is_grad_enabled()
 
 
 def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int) -> th.Tensor:
@@ -154,7 +157,7 @@ def attend_in_band(query: th.Tensor, key: th.Tensor, value: th.Tensor, band: int
     :return: Same shape
     """
     seq_len = query.shape[2]
-    if seq_len <= band and _trains_faster_over_few(seq_len, query.shape[3], query):
+    if seq_len <= band and _trains_faster_over_few(key, value):
         return AttentionOverFew.apply(query, key, value)
     # On a GPU the kernel skips the future by itself; on a CPU it computes it
     if seq_len <= band and (seq_len <= QUERY_BLOCK or query.is_cuda):
@@ -282,7 +285,7 @@ class CausalSelfAttention(nn.Module):
         key, value = (self._split_heads(part) for part in F.linear(x, weight_key_value, bias_key_value).chunk(2, dim=-1))
         # (batch,) -> (batch, 1 head, 1 query, seq_len keys)
         visible = (th.arange(seq_len, device=x.device) <= position.unsqueeze(1))[:, None, None, :]
-        if _trains_faster_over_few(seq_len, query.shape[3], query):
+        if _trains_faster_over_few(key, value):
             attended = _attend_from_one(query, key, value, visible)
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
@@ -309,9 +312,7 @@ class TransformerLayer(nn.Module):
         self.feed_forward_2 = nn.Linear(ff_dim, embed_dim)
 
     def _feed_forward(self, x: th.Tensor) -> th.Tensor:
-        hidden = self.feed_forward_1(self.feed_forward_norm(x))
-        # In place: nothing else reads what is in front of it, and this is the largest tensor of the layer
-        return x + self.feed_forward_2(F.relu(hidden, inplace=True))
+        return x + self.feed_forward_2(F.relu(self.feed_forward_1(self.feed_forward_norm(x))))
 
     def encode(
         self, x: th.Tensor, band: int | None = None, rotation: Rotation | None = None

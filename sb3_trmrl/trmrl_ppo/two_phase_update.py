@@ -168,7 +168,7 @@ def train_in_two_phases(model: "TrMRLPPO", settings: TwoPhaseUpdate) -> None:
 def _optimize(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> None:
     optimizer.zero_grad()
     loss.backward()
-    if max_grad_norm < float("inf"):
+    if max_grad_norm != float("inf"):  # the paper's; it would be a pass over all gradients that changes nothing
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()

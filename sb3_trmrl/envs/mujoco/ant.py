@@ -55,6 +55,7 @@ class AntDir(Ant):
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "ood")
     task_shapes = MappingProxyType({"direction": ()})
     terminates_when_unstable = True
+    constant_model = True
 
     def _sample_task(self, split: str) -> Task:
         if split == "ood":
@@ -96,6 +97,7 @@ class AntFwdBack(AntDir):
     """
 
     splits = ("train", "test")
+    constant_model = True
 
     def _sample_task(self, split: str) -> Task:
         return {"direction": self.np_random.choice([0.0, np.pi])}
@@ -124,6 +126,7 @@ class AntGoal(Ant):
 
     splits = ("train", "test", "ood")
     task_shapes = MappingProxyType({"goal": (2,)})
+    constant_model = True
 
     def _sample_task(self, split: str) -> Task:
         # Uniform over an area: the radius is the root of a uniform number.

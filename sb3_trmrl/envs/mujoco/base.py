@@ -74,6 +74,9 @@ class MujocoMetaEnv(MetaEnv):
     """Physics steps per environment step."""
     terminates_when_unstable: ClassVar[bool] = False
     """Whether a simulation that blows up terminates (True) or truncates (False) its episode."""
+    constant_model: ClassVar[bool] = False
+    """Whether no task, reset or method ever changes the model, so that the slots of a ``MujocoVecEnv`` may share one. Counts
+    only for the class that says it, not for its subclasses."""
     default_cam_config: ClassVar[dict[str, Any]] = {
         "trackbodyid": 1,
         "type": mujoco.mjtCamera.mjCAMERA_TRACKING,

@@ -81,6 +81,7 @@ class HalfCheetahVel(HalfCheetah):
 
     splits = ("train", "test", "ood")
     task_shapes = MappingProxyType({"velocity": ()})
+    constant_model = True
 
     def _sample_task(self, split: str) -> Task:
         low, high = (3.0, 4.0) if split == "ood" else (0.0, 3.0)
@@ -114,6 +115,7 @@ class HalfCheetahDir(HalfCheetah):
     """
 
     task_shapes = MappingProxyType({"direction": ()})
+    constant_model = True
 
     def _sample_task(self, split: str) -> Task:
         return {"direction": self.np_random.choice([-1.0, 1.0])}

@@ -49,6 +49,7 @@ class HumanoidDir(MujocoMetaEnv):
     xml_file = "humanoid.xml"
     task_shapes = MappingProxyType({"direction": ()})
     terminates_when_unstable = True
+    constant_model = True
 
     def _model_spec(self) -> Any:
         spec = super()._model_spec()
