@@ -468,7 +468,7 @@ def test_two_phase_update_trains_each_parameter_in_its_phase():
 def test_two_phase_update_with_infinite_max_grad_norm_clips_nothing():
     trained = []
     for max_grad_norm in (float("inf"), 1e30, 1e-3):
-        options = dict(two_phase_update=dict(value_learning_rate=1e-3), max_grad_norm=max_grad_norm)
+        options: dict[str, Any] = dict(two_phase_update=dict(value_learning_rate=1e-3), max_grad_norm=max_grad_norm)
         model = make_model(counter_vec_env(2, noise=1.0), policy_kwargs=dict(optimizer_class=th.optim.SGD), **options)
         trained.append(weights(model.learn(26)))
     unlimited, far, near = trained
