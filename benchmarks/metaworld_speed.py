@@ -35,7 +35,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 import sb3_trmrl  # noqa: F401 (registers the environments)
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.vec_env import ProcessVecEnv
-from sb3_trmrl.common.vec_env.mujoco_vec_env import n_usable_cores
+from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 
 HORIZON = 500
 """Steps of an episode."""

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.vec_env import MujocoVecEnv
-from sb3_trmrl.common.vec_env.mujoco_vec_env import n_usable_cores
+from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 
 N_ACTIONS = 100
 """Random actions are drawn once and repeated."""

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from functools import partial
 from typing import Any
@@ -537,45 +536,6 @@ print("both went on", flush=True)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "both went on\n"
-
-
-def test_an_error_in_a_thread_reaches_the_caller() -> None:
-    from sb3_trmrl.common.vec_env.mujoco_vec_env import WorkSharing
-
-    done: list[int] = []
-
-    def job(thread: int, number: int) -> None:
-        time.sleep(0.01)
-        if number == 3:
-            raise RuntimeError("job 3")
-        done.append(number)
-
-    sharing = WorkSharing([partial(job, number=number) for number in range(6)], n_threads=2)
-    with pytest.raises(RuntimeError, match="job 3"):
-        sharing()
-    done.clear()
-    with pytest.raises(RuntimeError, match="job 3"):  # and goes on working
-        sharing()
-    assert set(done) <= {0, 1, 2, 4, 5} and 0 in done
-    sharing.stop()
-
-
-@pytest.mark.parametrize("n_slots", [1, 2, 3, 7, 20, 64, 101])
-@pytest.mark.parametrize("n_threads", [1, 2, 5])
-def test_jobs_hold_every_slot_once_and_grow_smaller(n_slots: int, n_threads: int) -> None:
-    from sb3_trmrl.common.vec_env.mujoco_vec_env import share_out
-
-    cuts = share_out(n_slots, n_threads)
-    assert [slot for cut in cuts for slot in range(n_slots)[cut]] == list(range(n_slots))
-    sizes = [cut.stop - cut.start for cut in cuts]
-    assert sizes == sorted(sizes, reverse=True)
-    if n_threads == 1:
-        assert sizes == [n_slots]
-    # Whoever is free takes the next job: at equal speed nobody waits longer than for a single slot
-    ends = [0] * n_threads
-    for size in sizes:
-        ends[ends.index(min(ends))] += size
-    assert max(ends) - min(ends) <= max(1, sizes[-1])
 
 
 def test_next_to_a_subproc_vec_env() -> None:

@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
-from sb3_trmrl.common.vec_env.mujoco_vec_env import n_usable_cores
+from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.trial import TrialWrapper
 

@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env.util import dict_to_obs
 from tqdm import tqdm
 
 from sb3_trmrl.common.vec_env.env_worker import BUILT, PICKLED, Events, Failure, Layout, SharedArrays, Spaces, run_worker
-from sb3_trmrl.common.vec_env.mujoco_vec_env import n_usable_cores
+from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 
 BAR_AFTER = 1.0
 """Seconds that a start may take without a progress bar."""
