@@ -245,8 +245,10 @@ def inspect_trials(
     :param n_attention: Record the attention of so many tasks, the first ones: it takes ``n_layers * n_heads * n_steps^2``
         numbers for each
     :return: Results, embeddings, attention
-    :raises ValueError: as ``evaluate_adaptation``, and for a model without memory
+    :raises ValueError: as ``evaluate_adaptation``, for a model without memory, and for a negative ``n_attention``
     """
+    if n_attention < 0:
+        raise ValueError(f"n_attention must be at least 0, got {n_attention}.")
     with record(model, n_attention) as recording:
         result = evaluate_adaptation(
             model, env_id, n_tasks, n_episodes, split, deterministic, seed, env_kwargs=env_kwargs, tasks=tasks
@@ -279,11 +281,11 @@ def attention_summary(inspection: Inspection) -> list[dict[str, float]]:
     :param inspection: Of any memory
     :return: For each head ``layer`` and ``head`` (from 1), the share of its weights on ``current_step``, ``current_episode``
         (that step included) and ``earlier_episodes``, and ``effective_steps``, the exponential of the weights' entropy: so
-        many steps looked at alike have that entropy. Empty for memories without attention
+        many steps looked at alike have that entropy. Empty for memories without attention, and if that of no task was recorded
     """
     rows: list[dict[str, float]] = []
     n_layers, n_inspected, n_heads = inspection.attention.shape[:3]
-    for layer in range(n_layers):
+    for layer in range(n_layers if n_inspected > 0 else 0):
         for head in range(n_heads):
             parts = []
             for task in range(n_inspected):

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.evaluation import PredictsActions
+from sb3_trmrl.envs.registration import evaluation_kwargs
 from sb3_trmrl.rl2_ppo import RL2PPO
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
 
@@ -60,10 +61,10 @@ class Run:
 
     @property
     def playing_kwargs(self) -> dict[str, Any]:
-        """Keywords of ``env_id`` but for those of the trial; none if it was trained on another environment."""
+        """Keywords to evaluate it with, without trial length and split; none if it was trained on another environment."""
         if self.trained_on not in (None, self.env_id):
             return {}
-        return {name: value for name, value in self.env_kwargs.items() if name not in ("episodes_per_trial", "split", "tasks")}
+        return evaluation_kwargs(self.env_kwargs)
 
     @property
     def episodes_per_trial(self) -> int | None:
@@ -122,16 +123,20 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     from sb3_trmrl.hub import load
+    from sb3_trmrl.hub.description import environment_kwargs
+    from sb3_trmrl.hub.pretrained import check_acts_alone, find_folder, read_config
 
     try:
-        model: BaseAlgorithm = load(source, device=device)
+        folder = find_folder(source)
+        check_acts_alone(read_config(folder), source)
+        model = load(folder, device=device)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {error}") from error
-    environment = getattr(model, "saved_environment", None) or {}
-    kwargs = environment.get("kwargs")
+    environment = model.saved_environment or {}
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
     known = environment.get("id") if environment.get("id") in gym.registry else None
-    return Run(Path(source).name, model, env_id or known, dict(kwargs) if isinstance(kwargs, dict) else {}, None, known)
+    kwargs = environment_kwargs(environment) if environment else {}
+    return Run(Path(source).name, model, env_id or known, kwargs, None, known)
 
 
 def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device: str) -> Run:

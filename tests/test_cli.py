@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 import sb3_trmrl.hub
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.cli import main
+from sb3_trmrl.cli.parser import make_parser
 from sb3_trmrl.cli.text import to_json
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.references import RandomAgent
@@ -300,6 +301,27 @@ def test_inspect_and_its_plots(capsys, zoo_folder, tmp_path):
     assert len(json.loads(capsys.readouterr().out)["attention"]) == 2  # heads
 
 
+def test_inspect_without_attention(capsys, zoo_folder, tmp_path):
+    assert run("inspect", zoo_folder, "--n-tasks", 3, "--n-attention", 0, "-o", tmp_path / "i") == 0
+    out = capsys.readouterr().out
+    assert "Attention" not in out and "no attention" not in out and "inspection.npz, embeddings.png" in out
+    assert "n_attention must be at least 0, got -1" in error_of(capsys, "inspect", zoo_folder, "--n-attention", -1)
+
+
+def test_gym_packages_of_every_command_that_builds(capsys, model_zip, tmp_path, monkeypatch):
+    (tmp_path / "mine_to_register.py").write_text("print('registered')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    few = ("--algo", "trmrl", "--env", ENV, *FEW)
+    assert run("evaluate", model_zip, *few, "--gym-packages", "mine_to_register") == 0
+    assert capsys.readouterr().out.startswith("registered")
+    parser = make_parser()
+    for command in (["compare", "x"], ["inspect", "x"], ["report", "x"], ["references", ENV], ["hub", "pull", "a/b", "c"]):
+        assert parser.parse_args([*command, "--gym-packages", "a", "b"]).gym_packages == ["a", "b"]
+        assert parser.parse_args(command).gym_packages == []
+    assert "No module named 'nowhere'" in error_of(capsys, "evaluate", model_zip, "--gym-packages", "nowhere")
+
+
 def test_report(capsys, zoo_folder, tmp_path):
     assert run("report", zoo_folder, *FEW, "--split", "test", "-o", tmp_path / "report.html") == 0
     text = (tmp_path / "report.html").read_text()
@@ -363,6 +385,15 @@ def test_wrong_usage_ends_with_2(capsys):
             main(arguments)
         assert end.value.code == 2
     assert "expected name:value, got 'horizon=3'" in capsys.readouterr().err
+
+
+def test_devices(capsys):
+    parser = make_parser()
+    for device in ("cpu", "cuda", "cuda:1", "auto"):
+        assert parser.parse_args(["evaluate", "x", "--device", device]).device == device
+    with pytest.raises(SystemExit):
+        parser.parse_args(["evaluate", "x", "--device", "gpu"])
+    assert "argument --device: 'gpu' is none: cpu, cuda, cuda:1 or auto" in capsys.readouterr().err
 
 
 def test_help_of_every_command(capsys):

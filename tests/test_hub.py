@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ import torch as th
 import yaml
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_trmrl
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO
 from sb3_trmrl.cli import main
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.hub import DownloadError, MalformedFileError, MissingFileError
+from sb3_trmrl.hub import DownloadError, MalformedFileError, MissingFileError, PretrainedError
 from sb3_trmrl.hub.pretrained import MODEL_FILES
+from sb3_trmrl.runs import load_run
 from tests.hub_server import TOKEN, FakeHub, running_hub
 
 KEPT = Path(__file__).parent / "data" / "pretrained_v1"
@@ -101,7 +106,8 @@ def test_push_pull_predict_and_go_on(hub: FakeHub, account: dict[str, Any]) -> N
 
 def test_a_push_is_one_commit_and_leaves_nothing_of_the_last_one(hub: FakeHub, account: dict[str, Any]) -> None:
     model = trained()
-    push(model, hub)
+    push(model, hub, sb3_zip=True)
+    assert "trmrl-PointRobot-v0.zip" in hub.files(REPO)
     model.learn(40, reset_num_timesteps=False)
     push(model, hub, training_state=False, commit_message="weights only")
     assert len(hub.repositories[REPO].commits) == 3  # the first is that of the empty repository
@@ -182,6 +188,28 @@ def test_a_download_that_stays_broken_leaves_nothing_that_loads_wrong(
 def test_arguments_for_the_hub_do_not_go_with_a_folder() -> None:
     with pytest.raises(ValueError, match=r"is a folder, \['token', 'revision'\]"):
         sb3_trmrl.load(KEPT, revision="main", token="x")
+
+
+def test_a_model_behind_statistics_is_not_published(hub: FakeHub, tmp_path: Path) -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
+    kwargs = dict(memory_encoder_kwargs=dict(hidden_size=4))
+    model = RL2PPO("RL2Policy", env, n_steps=20, batch_size=20, n_epochs=1, device="cpu", policy_kwargs=kwargs).learn(40)
+    model.save_pretrained(tmp_path / "model")
+    assert main(["hub", "pull", str(tmp_path / "model"), "--zoo", str(tmp_path / "logs")]) == 1
+    with pytest.raises(PretrainedError, match="The model was trained behind VecNormalize"):
+        push(model, hub)
+    with pytest.raises(ValueError, match="was trained behind VecNormalize"):
+        load_run(tmp_path / "model")
+    # Who goes on training gives an environment that keeps statistics, and it gets these
+    with pytest.warns(UserWarning, match="was trained behind VecNormalize"):
+        sb3_trmrl.load(tmp_path / "model", device="cpu")
+    again = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
+    with warnings.catch_warnings(action="error"):
+        loaded = sb3_trmrl.load(tmp_path / "model", env=again, device="cpu")
+    with pytest.warns(UserWarning, match="fresh trials"):
+        loaded.learn(20, reset_num_timesteps=False)
+    assert isinstance(again.obs_rms, RunningMeanStd) and isinstance(env.obs_rms, RunningMeanStd)
+    assert again.obs_rms.count > env.obs_rms.count > 40
 
 
 # -- The model card ----------------------------------------------------------------------------------------------------
@@ -372,8 +400,6 @@ def test_canary_rl_zoo3_load_from_hub_still_fails_without_normalisation_statisti
 
 
 def test_rl_zoo3_load_from_hub_works_with_normalisation_statistics(hub: FakeHub, tmp_path: Path) -> None:
-    from stable_baselines3.common.vec_env import VecNormalize
-
     env = VecNormalize(make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7)), norm_obs=False)
     kwargs = dict(memory_encoder_kwargs=dict(hidden_size=4))
     model = RL2PPO("RL2Policy", env, n_steps=20, batch_size=20, n_epochs=1, device="cpu", policy_kwargs=kwargs).learn(40)

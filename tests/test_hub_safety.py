@@ -22,9 +22,11 @@ import safetensors.numpy
 from stable_baselines3.common.utils import ConstantSchedule
 
 import sb3_trmrl
-from sb3_trmrl.hub import MalformedFileError, MissingFileError
+from sb3_trmrl.cli import main
+from sb3_trmrl.hub import MalformedFileError, MissingFileError, PretrainedError
 from sb3_trmrl.hub.files import MAX_DEPTH, parse_json
 from sb3_trmrl.hub.pretrained import sha256_of
+from sb3_trmrl.runs import load_run
 
 KEPT = Path(__file__).parent / "data" / "pretrained_v1"
 Break = Callable[[Path], None]
@@ -126,6 +128,10 @@ DEEP = '{"a":' * 10_000 + "1" + "}" * 10_000
 TEN_GB = json.dumps({"log_std": {"dtype": "F32", "shape": [2_500_000_000], "data_offsets": [0, 10_000_000_000]}})
 SPACE: dict[str, Any] = {"type": "Box", "dtype": "float32", "shape": [6], "low": -1.0, "high": 1.0}
 
+LARGE: dict[str, Any] = {**SPACE, "shape": [10**5]}
+NESTED: dict[str, Any] = {"type": "Dict", "spaces": {"a": {**SPACE, "shape": [1 << 24]}, "b": {"type": "Dict", "spaces": {}}}}
+NESTED["spaces"]["b"]["spaces"]["c"] = SPACE
+
 HOSTILE: dict[str, tuple[str, Break]] = {
     # -- JSON
     "config-empty": ("MalformedFileError", content("config.json", "")),
@@ -144,6 +150,7 @@ HOSTILE: dict[str, tuple[str, Break]] = {
     "config-nan": ("MalformedFileError", content("config.json", '{"a": NaN}')),
     "config-key-twice": ("MalformedFileError", content("config.json", '{"format": "sb3_trmrl", "format": "sb3_trmrl"}')),
     "config-long-number": ("MalformedFileError", content("config.json", '{"a": ' + "1" * 5000 + "}")),
+    "config-unclosed-string": ("MalformedFileError", content("config.json", '"' + '\\"' * 500_000)),
     "config-2-MB": ("MalformedFileError", content("config.json", '{"a": "' + "x" * 2_000_000 + '"}')),
     "training-10000-deep": ("MalformedFileError", content("training.json", DEEP)),
     "training-2-million-values": ("MalformedFileError", content("training.json", '{"a": [' + "0," * 2_000_000 + "0]}")),
@@ -200,6 +207,11 @@ HOSTILE: dict[str, tuple[str, Break]] = {
     "space-negative": ("MalformedFileError", config("observation_space", value={**SPACE, "shape": [-1]})),
     "space-dtype": ("MalformedFileError", config("observation_space", value={**SPACE, "dtype": "O"})),
     "space-bounds": ("MalformedFileError", config("observation_space", value={**SPACE, "low": [0.0, 1.0]})),
+    "space-of-1000-parts": (
+        "MalformedFileError",
+        config("observation_space", value={"type": "Dict", "spaces": dict.fromkeys(map(str, range(1000)), LARGE)}),
+    ),
+    "space-in-spaces": ("MalformedFileError", config("observation_space", value=NESTED)),
     "space-unknown": ("UnknownNameError", config("observation_space", value={"type": "Text"})),
     "actions-10^12": ("MalformedFileError", config("action_space", value={"type": "Discrete", "n": 10**12, "start": 0})),
     "actions-other": ("WrongTensorsError", config("action_space", value={"type": "Discrete", "n": 3, "start": 0})),
@@ -348,6 +360,38 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
     shutil.copytree(snapshot, repository / "other" / "0123", symlinks=True)
     with pytest.raises(MalformedFileError, match="leads out of the folder"):
         sb3_trmrl.load(repository / "other" / "0123")
+
+
+@pytest.mark.parametrize("kwargs", [{"n_arms": 10**9}, {"n_arms": -1}, {"horizon": 10**9}, {"n_arms": "3"}])
+def test_an_environment_that_takes_much_memory_is_not_made(
+    kwargs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(KEPT, tmp_path / "model")
+    config("environment", value={"id": "MetaBandit-v0", "kwargs": kwargs, "n_envs": 2})(tmp_path / "model")
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("made before it is checked")
+
+    monkeypatch.setattr("gymnasium.make", make)
+    with pytest.raises(MalformedFileError, match=next(iter(kwargs))):
+        sb3_trmrl.load(tmp_path / "model", device="cpu").learn(10)
+    with pytest.raises(MalformedFileError, match=next(iter(kwargs))):
+        load_run(tmp_path / "model")
+
+
+def test_a_wrong_argument_is_not_the_files_fault() -> None:
+    with pytest.raises(RuntimeError, match="device"):
+        sb3_trmrl.load(KEPT, device="gpu")
+    with pytest.raises(PretrainedError, match="env does not fit"):
+        sb3_trmrl.load(KEPT, env="CartPole-v1")
+
+
+def test_info_of_a_file_does_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(KEPT, tmp_path / "model")
+    config("training", "command", value="python \x1b]0;owned\x07\x1b[2J train.py")(tmp_path / "model")
+    assert main(["hub", "info", str(tmp_path / "model")]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\x07" not in shown and r"python \x1b]0;owned\x07\x1b[2J train.py" in shown
 
 
 def test_schedules_are_no_back_door() -> None:

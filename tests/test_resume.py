@@ -316,6 +316,21 @@ def test_checkpoints_come_at_the_first_boundary_after_each_n_steps(tmp_path: Pat
     assert steps == [60, 100]
 
 
+def test_a_folder_of_a_training_that_is_further_is_refused(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    small(env).learn(100, callback=PretrainedCheckpointCallback(20, tmp_path))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="holds checkpoint_100_steps, this training is at 0 steps"):
+        small(env).learn(20, callback=PretrainedCheckpointCallback(20, tmp_path))
+    earlier = sb3_trmrl.load(tmp_path / "checkpoint_80_steps", device="cpu")
+    with pytest.raises(ValueError, match="this training is at 80 steps"):
+        earlier.learn(20, callback=PretrainedCheckpointCallback(20, tmp_path), reset_num_timesteps=False)
+    assert sorted(tmp_path.iterdir()) == before
+    # Other names are another training's
+    small(env).learn(40, callback=PretrainedCheckpointCallback(20, tmp_path, name_prefix="other"))
+    assert latest_checkpoint(tmp_path, "other") == tmp_path / "other_40_steps"
+
+
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import optuna
 import pytest
 import rl_zoo3.exp_manager
@@ -17,7 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from sb3_trmrl import RL2PPO, TrMRLPPO, hyperparams_dir
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.vec_env import MujocoVecEnv
-from sb3_trmrl.envs.registration import META_ENVS, METAWORLD_ENVS
+from sb3_trmrl.envs import PointRobot, TrialWrapper
+from sb3_trmrl.envs.registration import META_ENVS, METAWORLD_ENVS, evaluation_kwargs
 from sb3_trmrl.zoo import ALGORITHMS, register
 from sb3_trmrl.zoo.exp_manager import MetaExperimentManager
 
@@ -141,6 +143,39 @@ def test_evaluation_is_on_test_tasks_with_the_keywords_of_training(tmp_path):
     assert eval_env_kwargs(make_manager(tmp_path, optimize_hyperparameters=True))["split"] == "train"
     # Not our environments: as the zoo does it
     assert eval_env_kwargs(make_manager(tmp_path, "ppo", "CartPole-v1", env_kwargs={"a": 1})) == {"a": 1}
+
+
+def test_evaluation_is_neither_on_tasks_of_training_nor_augmented(tmp_path):
+    given = {"tasks": [{"velocity": 1.0}], "horizon": 5}
+    manager = make_manager(tmp_path, env_id="HalfCheetahVel-v0", env_kwargs=given)
+    assert eval_env_kwargs(manager) == {"horizon": 5, "split": "test"}
+    manager = make_manager(tmp_path, env_id="HalfCheetahVel-v0", env_kwargs=given, eval_env_kwargs={"tasks": given["tasks"]})
+    assert eval_env_kwargs(manager) == {**given, "split": "test"}
+    assert evaluation_kwargs({"random_frames": True, "hide_objects": True, "split": "train"}) == {"hide_objects": True}
+
+
+def test_slots_of_evaluation_play_other_tasks_than_those_of_training(tmp_path):
+    # In an optimisation both draw from the train split
+    manager = make_manager(tmp_path, env_id="HalfCheetahVel-v0", seed=7, optimize_hyperparameters=True)
+    eval_env_kwargs(manager)
+    tasks: dict[bool, list[float]] = {}
+    for is_evaluation in (False, True):
+        env = manager.create_envs(3, eval_env=is_evaluation, no_log=True)
+        env.reset()
+        tasks[is_evaluation] = [float(task["velocity"]) for task in env.env_method("get_task")]
+        env.close()
+    assert len({*tasks[False], *tasks[True]}) == 6 and manager.seed == 7
+
+
+def test_a_users_own_family_has_splits_too(tmp_path):
+    def make(episodes_per_trial: int = 2, split: str = "train", tasks: Any = None, **kwargs: Any) -> TrialWrapper:
+        return TrialWrapper(PointRobot(**kwargs), episodes_per_trial, split, tasks)
+
+    gym.register("Mine-v0", entry_point=make)
+    try:
+        assert eval_env_kwargs(make_manager(tmp_path, env_id="Mine-v0"))["split"] == "test"
+    finally:
+        del gym.registry["Mine-v0"]
 
 
 def test_callbacks_of_the_yaml_file_write_to_the_folder_of_the_run(tmp_path):

@@ -20,6 +20,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(command_line)
     arguments.command_line = command_line
     try:
+        if arguments.gym_packages and "" not in sys.path:
+            # A module in the current folder is found as by `python -m`, which a console script does not do
+            sys.path.insert(0, "")
         for module in arguments.gym_packages:
             importlib.import_module(module)
         arguments.run(arguments)

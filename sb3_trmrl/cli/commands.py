@@ -234,12 +234,12 @@ def inspect(arguments: argparse.Namespace) -> None:
                 for row in summary
             ]
             print("Attention, mean over the steps of the last episode:\n" + table(header, rows))
-        else:
+        elif arguments.n_attention > 0:
             print("This memory has no attention.")
     if arguments.output is not None:
         inspection.save(arguments.output / "inspection.npz")
         written = ["inspection.npz"]
-        if len(inspection.attention):
+        if inspection.attention.size > 0:
             plot_attention(inspection, arguments.output / "attention.png", title=f"{env_id}: attention while acting")
             written.append("attention.png")
         if inspection.result.tasks[0]:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch as th
 import yaml
 
 from sb3_trmrl.cli.commands import compare, evaluate, inspect, references, report
@@ -32,12 +33,31 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
+def _device(name: str) -> str:
+    try:
+        return name if name == "auto" else str(th.device(name))
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is none: cpu, cuda, cuda:1 or auto") from error
+
+
+def add_gym_packages(parser: argparse._ActionsContainer) -> None:
+    """
+    Add RL Zoo's option for what users have registered.
+
+    :param parser: Parser of a command, or a group of its arguments.
+    """
+    parser.add_argument(
+        "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register environments or encoders"
+    )
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and environment")
     group.add_argument("--algo", choices=ALGORITHMS, help="algorithm of a zip file that lies in no log folder of RL Zoo")
     group.add_argument("--env", metavar="ID", help="environment, if the run does not tell it or for another one")
     group.add_argument("--env-kwargs", nargs="+", action=KeyValues, default={}, metavar="NAME:VALUE", help="its keywords")
-    group.add_argument("--device", default="cpu", help="where the model runs (default: %(default)s)")
+    group.add_argument("--device", type=_device, default="cpu", help="where the model runs (default: %(default)s)")
+    add_gym_packages(group)
 
 
 def _add_evaluation_arguments(parser: argparse.ArgumentParser, n_episodes: int = 6) -> None:
@@ -56,9 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     """:return: The parser of the command line."""
     # The parsers' prog is fixed: `python -m sb3_trmrl` shows the same help
     parser = argparse.ArgumentParser(prog="sb3-trmrl", description="How fast does it adapt, and how sure are we?")
-    parser.add_argument(
-        "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register environments or encoders"
-    )
+    parser.set_defaults(gym_packages=[])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     sub = commands.add_parser("evaluate", help="adaptation curve on unseen tasks, with intervals and references")
@@ -133,11 +151,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--n-episodes", type=int, default=6, metavar="N", help="episodes per task (default: %(default)s)")
     sub.add_argument("--eval-seed", type=int, default=0, metavar="SEED", help="seed of tasks and episodes (default: 0)")
     sub.add_argument("--env-kwargs", nargs="+", action=KeyValues, default={}, metavar="NAME:VALUE")
+    add_gym_packages(sub)
     sub.add_argument("--json", action="store_true", help="print the file")
     sub.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="file or folder (default: ~/.cache/sb3_trmrl/references)"
     )
     sub.set_defaults(run=references)
 
-    add_hub_parser(commands)
+    for sub in add_hub_parser(commands):
+        add_gym_packages(sub)
     return parser

@@ -17,9 +17,7 @@ from sb3_trmrl.common.evaluation import (
     evaluate_adaptation,
     make_trials,
 )
-
-#: What the callback decides, or what says nothing about the tasks; other keywords of the training environment are kept
-OWN_KEYWORDS = ("env_id", "episodes_per_trial", "render_mode", "split", "tasks")
+from sb3_trmrl.envs.registration import evaluation_kwargs
 
 
 class SeesNormalized:
@@ -107,8 +105,7 @@ class MetaEvalCallback(BaseCallback):
             if spec is None:
                 raise ValueError("MetaEvalCallback needs env_id: the training environment was not made by gym.make.")
             self.env_id = spec.id
-            kept = {name: value for name, value in spec.kwargs.items() if name not in OWN_KEYWORDS}
-            self.env_kwargs = {**kept, **self.env_kwargs}
+            self.env_kwargs = {**evaluation_kwargs(spec.kwargs), **self.env_kwargs}
         # Made once now, so that what is wrong shows before hours of training
         kwargs = {**self.env_kwargs, "episodes_per_trial": self.n_episodes, "split": self.split}
         trials = make_trials(self.env_id, kwargs)

@@ -22,7 +22,7 @@ from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
 from sb3_trmrl.common.statistics import curve_interval
 from sb3_trmrl.envs.meta_env import Task
-from sb3_trmrl.envs.registration import TASK_FAMILIES
+from sb3_trmrl.envs.registration import TASK_FAMILIES, TRIAL_KEYWORDS
 from sb3_trmrl.envs.trial import TrialWrapper
 
 MAX_DRAWS_PER_TASK = 10
@@ -483,13 +483,12 @@ def relevant_kwargs(env_id: str, env_kwargs: dict[str, Any] | None) -> dict[str,
     :param env_kwargs: Keywords of the environment.
     :return: Those that change what a return is worth: neither trial length, split and rendering nor defaults of the family.
     """
-    ignored = {"episodes_per_trial", "split", "tasks", "render_mode", "env_id"}
     family = TASK_FAMILIES.get(env_id)
     defaults = inspect.signature(family).parameters if family is not None else {}
     return {
         name: value
         for name, value in sorted((env_kwargs or {}).items())
-        if name not in ignored and not (name in defaults and defaults[name].default == value)
+        if name not in TRIAL_KEYWORDS and not (name in defaults and defaults[name].default == value)
     }
 
 

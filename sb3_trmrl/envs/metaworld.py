@@ -138,7 +138,7 @@ class MetaWorldEnv(MetaEnv):
 
     **Task** (``{"environment": "reach-v3", "split": "test", "goal": 17}``): name of the environment, split, and the goal's
     index 0..49 in that split of the benchmark object with seed ``benchmark_seed``. Task and actions determine an episode:
-    nothing else is random.
+    nothing else is random, but for the frames of ``random_frames``.
 
     **Sampling.** Single draws go through random orders of the environments, so that after every 10 trials of a slot (ML10)
     each has come once; goals are uniform. ``sample_tasks(n)`` with ``n > 1`` has each environment equally often (but for the
@@ -167,6 +167,8 @@ class MetaWorldEnv(MetaEnv):
     :param random_frames: Augmentation for training: each trial is seen in a frame of its own, turned about the vertical axis
         through the hand's start by up to 45 degrees and stretched by up to a fifth; actions are turned back. Where the reward
         depends on distances only, as in reach, that makes more tasks of the 50, and none of them is worth learning by heart.
+        Agents are evaluated without. Positions may leave the bounds of the observation space, which stay Meta-World's, so
+        that an agent fits both.
     :param render_mode: ``"rgb_array"`` or None.
     :raises ImportError: Without the extra ``metaworld``.
     :raises ValueError: On an unknown benchmark or reward version, or a bad number.

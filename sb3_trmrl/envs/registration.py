@@ -1,7 +1,7 @@
 """Environment ids: every one is complete, i.e. makes a trial environment with token observations."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -39,6 +39,20 @@ META_ENVS: dict[str, type[MetaEnv]] = {
 
 TASK_FAMILIES: dict[str, Callable[..., MetaEnv]] = {**META_ENVS, **METAWORLD_ENVS}
 """What makes the task family of every registered id."""
+
+
+TRIAL_KEYWORDS = ("env_id", "episodes_per_trial", "split", "tasks", "render_mode")
+"""Keywords of :func:`make_trial_env` that say nothing about a family: which of its tasks are played, how long, how shown."""
+TRAINING_KEYWORDS = ("random_frames",)
+"""Keywords that augment training: agents are evaluated without them."""
+
+
+def evaluation_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param env_kwargs: Keywords of a training environment.
+    :return: Those that an agent from it is evaluated with, beside trial length and split, which are the evaluation's own.
+    """
+    return {name: value for name, value in env_kwargs.items() if name not in (*TRIAL_KEYWORDS, *TRAINING_KEYWORDS)}
 
 
 def make_trial_env(

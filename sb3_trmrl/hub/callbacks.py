@@ -35,9 +35,12 @@ def latest_checkpoint(folder: str | Path, name_prefix: str = "checkpoint") -> Pa
 
 
 def _checkpoints(folder: Path, name_prefix: str) -> list[Path]:
-    pattern = re.compile(rf"{re.escape(name_prefix)}_(\d+)_steps")
-    found = [(match, path) for path in folder.glob(f"{name_prefix}_*") if (match := pattern.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda pair: int(pair[0].group(1)))]
+    pattern = re.compile(rf"{re.escape(name_prefix)}_\d+_steps")
+    return sorted((path for path in folder.glob(f"{name_prefix}_*") if pattern.fullmatch(path.name)), key=_steps)
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("_")[-2])
 
 
 class PretrainedCheckpointCallback(BaseCallback):
@@ -58,7 +61,8 @@ class PretrainedCheckpointCallback(BaseCallback):
         training trials. For held-out tasks: ``lambda model: meta_eval_callback.results[-1].curve.mean()`` or the like
     :param name_prefix: Start of the folders' names
     :param verbose: 1 tells of saving
-    :raises ValueError: for a bad number
+    :raises ValueError: for a bad number; when training starts, if the folder holds checkpoints of a training that is further,
+        of which the new ones would be the outdated ones
     """
 
     model: MemoryPPO
@@ -82,6 +86,14 @@ class PretrainedCheckpointCallback(BaseCallback):
         self._saved_at = 0
 
     def _on_training_start(self) -> None:
+        latest = latest_checkpoint(self.save_path, self.name_prefix)
+        if latest is not None and _steps(latest) > self.model.num_timesteps:
+            raise ValueError(
+                f"save_path={str(self.save_path)!r} holds {latest.name}, this training is at {self.model.num_timesteps} "
+                "steps: give it a folder of its own, move that one away, or go on from it: "
+                f"from_pretrained({str(latest)!r}) and "
+                "learn(..., reset_num_timesteps=False)."
+            )
         # After a resumption: the next multiple of save_freq, and the best so far
         self._saved_at = self.model.num_timesteps
         record = self.save_path / "best.json"

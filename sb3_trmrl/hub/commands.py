@@ -10,11 +10,12 @@ from sb3_trmrl.hub.errors import PretrainedError
 from sb3_trmrl.hub.pretrained import find_folder, load, read_config
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> list[argparse.ArgumentParser]:
     """
     Add the command ``hub``. Its sub-commands set ``run``, a function of the parsed arguments.
 
     :param subparsers: Of the command line's parser
+    :return: Parsers of those sub-commands that build models
     """
     hub = subparsers.add_parser("hub", help="models on the Hugging Face Hub", description="Models on the Hugging Face Hub.")
     commands = hub.add_subparsers(dest="hub_command", required=True)
@@ -52,6 +53,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     for command in (push, pull, info):
         command.add_argument("--revision", help="branch, tag or commit")
         command.add_argument("--token", help="token of the Hub; by default that of `hf auth login`")
+    return [push, pull]
 
 
 def _hub_kwargs(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,4 +124,5 @@ def _info(args: argparse.Namespace) -> None:
         "folder": str(folder),
     }
     for name, text in lines.items():
-        print(f"{name:<12} {text}")
+        # The file may be anybody's, and a terminal obeys control characters
+        print(f"{name:<12} {''.join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)}")

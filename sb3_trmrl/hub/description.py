@@ -37,11 +37,13 @@ from sb3_trmrl.hub.registry import (
 from sb3_trmrl.memory_encoders import MEMORY_ENCODERS
 
 MAX_SPACE_ELEMENTS = 1 << 24
-"""Numbers in one observation or action: an image of 4096 x 4096 pixels."""
+"""Numbers in one observation or action, all parts of a Dict together: an image of 4096 x 4096 pixels."""
 MAX_ENVS = 1 << 14
 """Environment slots."""
 MAX_STEPS = 10**8
 """Steps of the trials of all slots of an environment that is made from a file (``MujocoVecEnv`` keeps their rewards)."""
+MAX_ARMS = 1 << 16
+"""Arms of a bandit that is made from a file."""
 
 #: Arguments of the constructor that are no property of the model
 NOT_SAVED = ("self", "policy", "env", "device", "tensorboard_log", "verbose", "_init_setup_model")
@@ -166,6 +168,21 @@ def decode_space(data: Any) -> spaces.Space[Any]:
     :return: The space
     :raises MalformedFileError: if it is no space, or too large
     """
+    # Before any is made: each Box holds four arrays, and a Dict thousands of Boxes
+    _size(_n_elements(data), "number of elements of all parts of a space")
+    return _decode_space(data)
+
+
+def _n_elements(data: Any) -> int:
+    """:return: Numbers in all Boxes of a space; what else is wrong is told by who decodes them."""
+    if not isinstance(data, dict):
+        return 0
+    parts = data.get("spaces")
+    own = math.prod(_sizes(data["shape"], "shape of a Box")) if "shape" in data else 0
+    return own + (sum(map(_n_elements, parts.values())) if isinstance(parts, dict) else 0)
+
+
+def _decode_space(data: Any) -> spaces.Space[Any]:
     decoders: dict[str, Callable[[dict[str, Any]], spaces.Space[Any]]] = {
         "Box": _decode_box,
         "TokenSpace": _decode_token_space,
@@ -179,7 +196,7 @@ def decode_space(data: Any) -> spaces.Space[Any]:
             else _sizes(data["n"], "n of a MultiBinary space")
         ),
         # In the order of the file: a plain dict would be sorted
-        "Dict": lambda data: spaces.Dict(OrderedDict((key, decode_space(part)) for key, part in data["spaces"].items())),
+        "Dict": lambda data: spaces.Dict(OrderedDict((key, _decode_space(part)) for key, part in data["spaces"].items())),
     }
     try:
         return look_up(decoders, data["type"], "type of a space")(data)
@@ -407,6 +424,21 @@ def describe_environment(env: VecEnv | None, n_envs: int) -> dict[str, Any]:
     return data
 
 
+def environment_kwargs(data: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
+    """
+    :param data: What :func:`describe_environment` returned
+    :param n_envs: Slots that are to be made with them
+    :return: Keywords of the environment; none if the file has none
+    :raises MalformedFileError: if they ask for an environment that takes much memory
+    """
+    kwargs = decode_value(data["kwargs"] or {})
+    steps = [_size(kwargs[name], name, MAX_STEPS) for name in ("horizon", "episodes_per_trial") if name in kwargs]
+    _size(math.prod([n_envs, *steps]), "number of steps in the trials of all slots", MAX_STEPS)
+    if "n_arms" in kwargs:
+        _size(kwargs["n_arms"], "n_arms", MAX_ARMS)
+    return dict(kwargs)
+
+
 def make_environment(data: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> VecEnv:
     """
     Make the training environment again. Only the package's own ids: others would import what a file names.
@@ -423,10 +455,8 @@ def make_environment(data: dict[str, Any], observation_space: spaces.Space[Any],
             f"The training environment ({env_id!r}) is none that can be made from config.json (an id of this package, with "
             "arguments that are data): pass env to from_pretrained, or call set_env first."
         )
-    kwargs = decode_value(kwargs)
     n_envs = _size(n_envs, "n_envs", MAX_ENVS)
-    steps = [_size(kwargs.get(name, 1), name, MAX_STEPS) for name in ("horizon", "episodes_per_trial")]
-    _size(math.prod([n_envs, *steps]), "number of steps in the trials of all slots", MAX_STEPS)
+    kwargs = environment_kwargs(data, n_envs)
     try:
         # One first: nothing large is made for an environment that does not fit
         check_for_correct_spaces(gym.make(env_id, **kwargs), observation_space, action_space)

@@ -31,7 +31,8 @@ MAX_DEPTH = 32
 MAX_NODES = 1 << 20
 """Values in one JSON file: parsed, each takes about 100 bytes."""
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Matches wherever it starts, also a string without an end: to try again from each of its quotes would take hours
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _STRUCTURE = re.compile(rb"[\[\]{},]")
 
 

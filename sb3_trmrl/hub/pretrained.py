@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import safetensors.numpy
 import safetensors.torch
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import FloatSchedule, check_for_correct_spaces
+from stable_baselines3.common.utils import FloatSchedule, check_for_correct_spaces, get_device
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Distribution
 from torch.nn.modules import module as module_hooks
@@ -101,6 +103,25 @@ def save_pretrained(model: MemoryPPO, folder: str | Path, training_state: bool =
     return Path(folder)
 
 
+def _sees_normalized(model: MemoryPPO) -> bool:
+    vec_normalize = model.get_vec_normalize_env()
+    return vec_normalize is not None and vec_normalize.norm_obs
+
+
+def check_acts_alone(config: dict[str, Any], name: str | Path) -> None:
+    """
+    :param config: ``config.json`` of a model
+    :param name: Of the model, for the error
+    :raises PretrainedError: if it was trained behind ``VecNormalize(norm_obs=True)``: without these statistics, which are part
+        of the state of its training, it acts on other observations than it has learned from
+    """
+    if config["normalization"].get("vec_normalize_observations"):
+        raise PretrainedError(
+            f"{name} was trained behind VecNormalize(norm_obs=True), whose statistics others would lack: train it with "
+            "norm_obs=False, the policy normalises."
+        )
+
+
 def describe(model: MemoryPPO) -> dict[str, Any]:
     """
     :param model: A model
@@ -121,7 +142,7 @@ def describe(model: MemoryPPO) -> dict[str, Any]:
         "environment": environment,
         "normalization": {
             "policy": model.policy.normalize_observations,
-            "vec_normalize": model.get_vec_normalize_env() is not None,
+            "vec_normalize_observations": _sees_normalized(model),
         },
         "training": {
             "num_timesteps": model.num_timesteps,
@@ -170,7 +191,23 @@ def load(
                 f"{folder} holds a {cls.__name__}: load it with {cls.__name__}.from_pretrained or sb3_trmrl.load, not with "
                 f"{algorithm.__name__}."
             )
-        model = _build(cls, config, folder, env, device)
+        observation_space, action_space = (decode_space(config[f"{part}_space"]) for part in ("observation", "action"))
+    # What is wrong with these is not the file's fault
+    device = get_device(device)
+    vec_env = None if env is None else cls._wrap_env(maybe_make_env(env, 0), 0)
+    if vec_env is not None:
+        try:
+            check_for_correct_spaces(vec_env, observation_space, action_space)
+        except ValueError as error:
+            raise PretrainedError(f"env does not fit the model in {folder}: {error}") from error
+    with _malformed(folder / CONFIG):
+        model = _build(cls, config, folder, observation_space, action_space, vec_env, device)
+    if config["normalization"].get("vec_normalize_observations") and not _sees_normalized(model):
+        warnings.warn(
+            f"The model in {folder} was trained behind VecNormalize(norm_obs=True) and does not act well without: pass an env "
+            "behind VecNormalize, which gets the statistics when training goes on.",
+            stacklevel=2,
+        )
     weights = safetensors.torch.load_file(file_in(folder, WEIGHTS))
     model.policy.load_state_dict(weights)
     model.pending_training_state = {}
@@ -274,20 +311,18 @@ def _malformed(path: Path) -> Iterator[None]:
 
 
 def _build(
-    cls: type[MemoryPPO], config: dict[str, Any], folder: Path, env: GymEnv | str | None, device: th.device | str
+    cls: type[MemoryPPO],
+    config: dict[str, Any],
+    folder: Path,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    vec_env: VecEnv | None,
+    device: th.device,
 ) -> MemoryPPO:
     """:return: The model without weights: whatever is too large, or does not fit the weights, is found before it is made."""
     policy_class = look_up(cls.policy_aliases, config["policy"], f"policy of {cls.__name__}")
-    observation_space, action_space = (decode_space(config[f"{name}_space"]) for name in ("observation", "action"))
     hyperparameters = read_hyperparameters(cls, config["hyperparameters"])
     infos = read_tensor_infos(folder, WEIGHTS)
-    vec_env: VecEnv | None = None
-    if env is not None:
-        vec_env = cls._wrap_env(maybe_make_env(env, 0), 0)
-        try:
-            check_for_correct_spaces(vec_env, observation_space, action_space)
-        except ValueError as error:
-            raise PretrainedError(f"env does not fit the model in {folder}: {error}") from error
     n_envs = config["environment"]["n_envs"] if vec_env is None else vec_env.num_envs
     if isinstance(n_envs, bool) or not isinstance(n_envs, int) or not 1 <= n_envs <= MAX_ENVS:
         raise MalformedFileError(f"n_envs must be an integer in [1, {MAX_ENVS}], got {str(n_envs)[:50]}.")

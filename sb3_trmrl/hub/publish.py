@@ -14,18 +14,19 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.envs.registration import TASK_FAMILIES
+from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
 from sb3_trmrl.hub.description import decode_value
 from sb3_trmrl.hub.errors import PretrainedError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
-from sb3_trmrl.hub.pretrained import MODEL_FILES, find_folder, load, read_config, save_pretrained
+from sb3_trmrl.hub.pretrained import MODEL_FILES, check_acts_alone, find_folder, load, read_config, save_pretrained
 from sb3_trmrl.plots import plot_adaptation_curve
 
 CARD = "README.md"
+SB3_FILES = ("args.yml", "config.yml", "env_kwargs.yml", "train_eval_metrics.zip", "vec_normalize.pkl")
+"""What stands beside SB3's zip, for RL Zoo."""
 ZOO_NAMES = {"TrMRLPPO": "trmrl", "RL2PPO": "rl2"}
 """``--algo`` of RL Zoo."""
-OWN_KEYWORDS = ("episodes_per_trial", "split", "tasks")
 
 
 def push_to_hub(
@@ -67,6 +68,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, Path(temporary) / "model", training_state)
         config = read_config(folder)
+        check_acts_alone(config, "The model")
         if adaptation is None:
             adaptation = evaluate_for_card(model, config, n_eval_tasks)
         zip_name = add_sb3_files(model, config, folder) if sb3_zip else None
@@ -86,7 +88,7 @@ def push_to_hub(
             create_pr=create_pr,
             commit_message=commit_message or f"{config['algorithm']} after {model.num_timesteps:,} steps",
             # Files of an earlier push that this one does not have
-            delete_patterns=[*sorted(MODEL_FILES), PICTURE, VIDEO],
+            delete_patterns=[*sorted(MODEL_FILES), PICTURE, VIDEO, *SB3_FILES, f"{_zoo_name(config)}-*.zip"],
         )
     return commit.pr_url or commit.commit_url
 
@@ -107,7 +109,7 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
         env_id,
         n_tasks=n_tasks,
         n_episodes=kwargs.get("episodes_per_trial", 2),
-        env_kwargs={name: value for name, value in kwargs.items() if name not in OWN_KEYWORDS},
+        env_kwargs=evaluation_kwargs(kwargs),
     )
 
 
@@ -151,7 +153,7 @@ def write_zoo_files(model: BaseAlgorithm, config: dict[str, Any], folder: Path, 
         "env": environment["id"],
         "env_kwargs": decode_value(environment["kwargs"] or {}),
         "n_timesteps": config["training"]["total_timesteps"],
-        "seed": config["hyperparameters"]["seed"],
+        "seed": config["hyperparameters"].get("seed"),
     }
     (folder / "args.yml").write_text(yaml.safe_dump(arguments), encoding="utf-8")
     # What the zoo's enjoy reads of it; the model's own settings are in the zip
@@ -200,6 +202,7 @@ def pull_for_zoo(repo_id: str, logs: str | Path, revision: str | None = None, **
     """
     downloaded = find_folder(repo_id, revision, **hub_kwargs)
     config = read_config(downloaded)
+    check_acts_alone(config, repo_id)
     env_id = config["environment"]["id"]
     # It becomes part of a path
     if env_id is None or not re.fullmatch(r"[\w:.-]+(/[\w:.-]+)?", env_id) or env_id.count(":") > 1:

@@ -1,18 +1,32 @@
 """RL Zoo's experiment manager, for the algorithms and environments of this package."""
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import optuna
+from gymnasium.envs.registration import load_env_creator
 from rl_zoo3.exp_manager import ExperimentManager as ZooExperimentManager
 from rl_zoo3.utils import ALGOS
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_trmrl import hyperparams_dir
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import fastest_vec_env
+from sb3_trmrl.envs.registration import evaluation_kwargs
+
+MAX_SEED = 1 << 31
+"""Seeds of environments are below; every slot adds its index."""
+
+
+def _takes_split(env_id: str) -> bool:
+    """:return: Whether an id makes trial environments, which have the keyword ``split``: ours, or a user's own family."""
+    entry_point = gym.spec(env_id).entry_point
+    maker = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    return maker is not None and "split" in inspect.signature(maker).parameters
 
 
 class MetaExperimentManager(ZooExperimentManager):
@@ -21,9 +35,9 @@ class MetaExperimentManager(ZooExperimentManager):
 
     - Algorithm: its file in ``hyperparams/`` of this package. A ``--conf-file hyperparams/...`` that does not exist is looked
       for in that folder too.
-    - Environment: the vectorised environment that steps it fastest (``--vec-env subproc`` stays). Evaluation with the
-      keywords of training on the test split; on the train split when hyperparameters are optimised, since the test tasks are
-      there to judge them.
+    - Environment, ours or another one with splits: the vectorised environment that steps it fastest (``--vec-env subproc``
+      stays). Evaluation with the keywords of training, but for those that augment it, on the test split; on other tasks of
+      the train split when hyperparameters are optimised, since the test tasks are there to judge them.
 
     :param args: Parsed command line
     :param algo: Name of the algorithm
@@ -42,8 +56,7 @@ class MetaExperimentManager(ZooExperimentManager):
         config: str | None = None,
         **other_kwargs: Any,
     ):
-        # Registered ids make trial environments with the keywords `episodes_per_trial` and `split`
-        self._has_splits = str(gym.spec(env_id).entry_point).startswith("sb3_trmrl.")
+        self._has_splits = _takes_split(env_id)
         if ALGOS[algo].__module__.startswith("sb3_trmrl."):
             ours = hyperparams_dir().parent / (config or f"hyperparams/{algo}.yml")
             if config is None or (ours.is_file() and not Path(config).exists()):
@@ -62,11 +75,30 @@ class MetaExperimentManager(ZooExperimentManager):
         if not self._has_splits:
             return self._zoo_eval_env_kwargs
         split = "train" if self.optimize_hyperparameters else "test"
-        return {**self.env_kwargs, "split": split, **(self._eval_env_kwargs_args or {})}
+        trial_length = {name: value for name, value in self.env_kwargs.items() if name == "episodes_per_trial"}
+        return {**evaluation_kwargs(self.env_kwargs), **trial_length, "split": split, **(self._eval_env_kwargs_args or {})}
 
     @eval_env_kwargs.setter
     def eval_env_kwargs(self, eval_env_kwargs: dict[str, Any]) -> None:
         self._zoo_eval_env_kwargs = eval_env_kwargs
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Make and wrap environments. Those of evaluation have a seed of their own: with that of training, which the zoo takes,
+        the first slot would play the very tasks of the first training slot.
+
+        :param n_envs: How many slots
+        :param eval_env: Whether they are for evaluation
+        :param no_log: Whether Monitor writes no file
+        :return: The environments
+        """
+        training_seed = self.seed
+        if eval_env and self._has_splits:
+            self.seed = int(np.random.SeedSequence([training_seed, 1]).generate_state(1)[0]) % MAX_SEED
+        try:
+            return super().create_envs(n_envs, eval_env, no_log)
+        finally:
+            self.seed = training_seed
 
     def create_log_folder(self) -> None:
         """Make the folder of the run, and tell it to callbacks of the yaml file that write there."""

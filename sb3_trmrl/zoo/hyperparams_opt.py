@@ -13,7 +13,7 @@ NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 
 
 def _suggest_ppo_params(trial: optuna.Trial) -> None:
-    # Divisors of the rollouts of our yaml files
+    # One, two and four trials of a MuJoCo family; where they do not divide the rollout the last minibatch is smaller
     trial.suggest_categorical("batch_size", [400, 800, 1600])
     trial.suggest_float("one_minus_gamma", 0.003, 0.1, log=True)
     trial.suggest_float("one_minus_gae_lambda", 0.01, 0.3, log=True)
