@@ -70,12 +70,12 @@ def stacked(runs: Runs, split: str, tasks: str = "returns") -> np.ndarray:
 def number(value: float, interval: tuple[float, float], digits: int) -> str:
     """
     :param value: A number.
-    :param interval: Its interval; not a number where the oracle is not above the blind agent in every resampling.
+    :param interval: Its interval.
     :param digits: After the point.
-    :return: Number and interval, if there is one.
+    :return: Number and interval; a dash for what is no number.
     """
-    if np.isnan(interval).any():
-        return f"{value:.{digits}f}"
+    if np.isnan(value):
+        return "-"
     low, high = (f"{bound:.{digits}f}" for bound in interval)
     return f"{value:.{digits}f} [{low}, {high}]"
 

@@ -245,10 +245,15 @@ def inspect_trials(
     :param n_attention: Record the attention of so many tasks, the first ones: it takes ``n_layers * n_heads * n_steps^2``
         numbers for each
     :return: Results, embeddings, attention
-    :raises ValueError: as ``evaluate_adaptation``, for a model without memory, and for a negative ``n_attention``
+    :raises ValueError: as ``evaluate_adaptation``, for a model without memory, for a negative ``n_attention``, and for a made
+        environment with fewer slots than tasks, which would play them one after the other
     """
     if n_attention < 0:
         raise ValueError(f"n_attention must be at least 0, got {n_attention}.")
+    if isinstance(env_id, (gym.Env, VecEnv)):
+        n_slots, asked = env_id.num_envs if isinstance(env_id, VecEnv) else 1, n_tasks if tasks is None else len(tasks)
+        if n_slots < asked:
+            raise ValueError(f"env_id has {n_slots} slots for {asked} tasks: give the environment's id, or fewer tasks.")
     with record(model, n_attention) as recording:
         result = evaluate_adaptation(
             model, env_id, n_tasks, n_episodes, split, deterministic, seed, env_kwargs=env_kwargs, tasks=tasks

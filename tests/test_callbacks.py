@@ -72,10 +72,40 @@ def test_measures_the_adaptation_curve_of_the_model_at_that_time(tmp_path):
 
 def test_best_model_is_not_overwritten_by_a_worse_one(tmp_path):
     model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5)))
+    model.learn(20)
     callback = MetaEvalCallback(eval_freq=40, n_tasks=2, n_episodes=1, save_path=tmp_path)
     callback.best_mean_return = 0.0  # the best possible return: the robot stands on its goal
-    model.learn(80, callback=callback)
+    model.learn(80, callback=callback, reset_num_timesteps=False)
     assert (tmp_path / "meta_evaluations.npz").is_file() and not (tmp_path / "best_meta_model.zip").exists()
+
+
+def test_a_continued_training_goes_on_with_the_file(tmp_path):
+    def evaluating(**kwargs: Any) -> MetaEvalCallback:
+        return MetaEvalCallback(**{"eval_freq": 40, "n_tasks": 2, "n_episodes": 2, "save_path": tmp_path, **kwargs})
+
+    def saved() -> tuple[list[int], np.ndarray]:
+        with np.load(tmp_path / "meta_evaluations.npz") as arrays:
+            return arrays["timesteps"].tolist(), arrays["returns"]
+
+    model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5)))
+    model.learn(80, callback=evaluating())
+    steps, returns = saved()
+    assert steps == [40, 80]
+    model.num_timesteps = 40  # an earlier checkpoint: what came after it is no part of the training that goes on
+    callback = evaluating()
+    model.learn(80, callback=callback, reset_num_timesteps=False)
+    assert callback.timesteps == saved()[0] == [40, 80, 120]
+    np.testing.assert_array_equal(saved()[1][0], returns[0])
+    assert callback.results[0].settings["seed"] == 0 and callback.results[0].success is not None
+    assert callback.best_mean_return == pytest.approx(saved()[1].mean(axis=(1, 2)).max(), rel=1e-12)
+    # The same callback, and then a new training with it
+    model.learn(40, callback=callback, reset_num_timesteps=False)
+    assert saved()[0] == [40, 80, 120, 160]
+    model.learn(40, callback=callback)
+    assert callback.timesteps == saved()[0] == [40]
+    # Other tasks are no continuation
+    model.learn(40, callback=evaluating(seed=1), reset_num_timesteps=False)
+    assert saved()[0] == [80]
 
 
 def test_evaluating_leaves_training_alone():

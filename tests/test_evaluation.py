@@ -544,6 +544,23 @@ def test_evaluating_in_the_training_environment_breaks_its_trials_off():
     assert model.rollout_buffer.memory_lengths[first] == 1, "a new trial, an empty memory"
 
 
+def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks():
+    env = make_meta_vec_env("PointRobot-v0", 1, seed=0, env_kwargs=dict(episodes_per_trial=2, horizon=5))
+
+    def train() -> tuple[list[float], ...]:
+        model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
+        met = []
+        for _ in range(3):
+            evaluate_adaptation(model, env, n_tasks=1, n_episodes=2, split="train")
+            model.learn(30, reset_num_timesteps=False)
+            met.append(list(env.env_method("get_task")[0]["goal"]))
+        return tuple(met)
+
+    tasks = train()
+    assert len({tuple(task) for task in tasks}) == 3
+    assert train() == tasks, "the seed decides"
+
+
 def test_evaluating_behind_vec_normalize_leaves_its_statistics():
     env = VecNormalize(make_meta_vec_env("PointRobot-v0", 3, env_kwargs=dict(episodes_per_trial=2, split="test")))
     first, second = (evaluate_adaptation(RandomAgent(env.action_space, seed=0), env, 3, 2).returns for _ in range(2))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sb3_trmrl import TrMRLPPO, evaluate_adaptation
+from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.inspection import (
     Inspection,
@@ -260,6 +261,14 @@ def test_saved_and_loaded(tmp_path):
     inspection.result.save(tmp_path / "result.npz")
     with pytest.raises(ValueError, match=r"result\.npz is no saved Inspection"):
         Inspection.load(tmp_path / "result.npz")
+
+
+def test_made_environments_need_a_slot_for_each_task():
+    model = make_model("trial-rotary-none")
+    env = make_meta_vec_env("PointRobot-v0", 2, env_kwargs=dict(split="test", episodes_per_trial=2))
+    assert inspect_trials(model, env, n_tasks=2).embeddings.shape[0] == 2
+    with pytest.raises(ValueError, match="env_id has 2 slots for 3 tasks: give the environment's id"):
+        inspect_trials(model, env, n_tasks=3)
 
 
 def test_models_without_memory():

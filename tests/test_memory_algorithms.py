@@ -55,10 +55,6 @@ class CheckRatio(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def _on_rollout_start(self) -> None:
-        assert isinstance(self.model, MemoryPPO)
-        self.scale_of_acting = self.model.policy.value_scale
-
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, MemoryPPO)
         buffer, policy = self.model.rollout_buffer, self.model.policy
@@ -67,11 +63,10 @@ class CheckRatio(BaseCallback):
             with th.no_grad():
                 values, log_prob, _ = policy.evaluate_actions(batch.observations, actions_of(self.model, batch))
             self.worst = max(self.worst, float((th.exp(log_prob - batch.old_log_prob) - 1).abs().max()))
-            # Values were predicted in the unit of the rollout
-            acting = batch.old_values * policy.value_scale / self.scale_of_acting
-            self.worst_value = max(self.worst_value, float((values.flatten() - acting).abs().max()))
+            # As predicted, whatever unit the targets have now: what clip_range_vf limits the change of starts at zero
+            self.worst_value = max(self.worst_value, float((values.flatten() - batch.old_values).abs().max()))
             seen.append(np.stack([batch.old_values, batch.old_log_prob, batch.advantages, batch.returns]))
-        numbers = [buffer.values, buffer.log_probs, buffer.advantages, buffer.returns]
+        numbers = [buffer.values / buffer.factor, buffer.log_probs, buffer.advantages, buffer.returns]
         rollout = np.stack([part.flatten() for part in numbers])
         sampled = np.concatenate(seen, axis=1)
         np.testing.assert_array_equal(sampled[:, np.lexsort(sampled)], rollout[:, np.lexsort(rollout)])

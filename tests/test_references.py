@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from sb3_trmrl import AdaptationResult, evaluate_adaptation, hyperparams_dir
-from sb3_trmrl.common import references as module
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import relevant_kwargs
 from sb3_trmrl.common.references import (
@@ -23,6 +22,7 @@ from sb3_trmrl.common.references import (
     SeesTasks,
     TaskInObservation,
     file_name,
+    files,
     load_references,
     make_references,
     task_vector,
@@ -190,14 +190,35 @@ def test_made_cached_loaded_and_not_trained_again(cache, monkeypatch):
     def no_training(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(module, "train_reference", no_training)
+    monkeypatch.setattr(files, "train_reference", no_training)
     make_references("MetaBandit-v0", agents=["reactive"], **TINY)  # type: ignore[arg-type]
     again = json.loads(path.read_text())
     assert again["agents"]["reactive"]["returns"] == entry["returns"]
     assert list(again["agents"]) == list(AGENTS)  # the others stay
-    # Other tasks: what stood beside the old ones is gone
-    make_references("MetaBandit-v0", agents=["random"], timesteps=1, n_tasks=4, n_episodes=2)
-    assert list(json.loads(path.read_text())["agents"]) == ["random"]
+    # Returns on other tasks do not stand beside those, and those do not go because nobody has thought of them
+    with pytest.raises(ValueError, match=r"has \['blind', 'oracle', 'reactive'\] with other \['n_tasks', 'tasks'\]"):
+        make_references("MetaBandit-v0", agents=["random"], timesteps=1, n_tasks=4, n_episodes=2)
+    assert json.loads(path.read_text()) == again
+    make_references("MetaBandit-v0", timesteps=1, n_tasks=4, n_episodes=2)
+    assert np.shape(json.loads(path.read_text())["agents"]["random"]["returns"]["test"]) == (1, 4, 2)
+    assert not list(cache.rglob(".*")), "nothing half written is left"
+
+
+def test_other_settings_are_other_agents(cache, monkeypatch):
+    only = dict(agents=["reactive"], **TINY)
+    make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
+    settings = files.training_settings("MetaBandit-v0")
+    monkeypatch.setattr(files, "training_settings", lambda env_id: {**settings, "gamma": 0.5})
+    trained = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        trained.append(args)
+        return train_reference(*args, **kwargs)
+
+    monkeypatch.setattr(files, "train_reference", counted)
+    make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
+    make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
+    assert len(trained) == 1 and len(list((cache / "MetaBandit-v0").glob("reactive_seed0_1_steps_*.zip"))) == 2
 
 
 def result_for(env_id: str, seed: int = 0, n_tasks: int = 2, n_episodes: int = 2, **env_kwargs: Any) -> AdaptationResult:
@@ -206,7 +227,7 @@ def result_for(env_id: str, seed: int = 0, n_tasks: int = 2, n_episodes: int = 2
 
 
 def test_rows_of_the_same_tasks(cache, monkeypatch):
-    monkeypatch.setattr(module, "SHIPPED", cache / "nothing")
+    monkeypatch.setattr(files, "SHIPPED", cache / "nothing")
     assert load_references(result_for("MetaBandit-v0")) is None
     make_references("MetaBandit-v0", agents=["oracle", "random"], n_tasks=3, n_episodes=2)
     result = result_for("MetaBandit-v0", n_episodes=4)
@@ -240,9 +261,9 @@ def test_own_references_of_the_same_tasks_are_paired():
 
 def test_equal_tasks_are_matched_in_order():
     a, b, c = {"direction": 1.0}, {"direction": -1.0}, {"direction": 2.0}
-    rows = module._matching_rows([b, a, b, a, a], [a, b, a, b])
+    rows = files._matching_rows([b, a, b, a, a], [a, b, a, b])
     assert rows is not None and rows.tolist() == [1, 0, 3, 2, 0]
-    assert module._matching_rows([a, c], [a, b]) is None
+    assert files._matching_rows([a, c], [a, b]) is None
 
 
 def test_results_of_nobody_knows_what_have_no_references():
@@ -258,6 +279,9 @@ def test_broken_file_is_told(cache):
         (cache / "MetaBandit-v0.json").write_text(text)
         with pytest.raises(ValueError, match=r"MetaBandit-v0\.json is no file of references, or it is broken"):
             load_references(result)
+    (cache / "MetaBandit-v0.json").write_text("")
+    with pytest.raises(ValueError, match=r"MetaBandit-v0\.json is no file of references, or it is broken"):
+        make_references("MetaBandit-v0", agents=["random"], **TINY)  # type: ignore[arg-type]
 
 
 def test_names_of_files():

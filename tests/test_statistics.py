@@ -139,6 +139,19 @@ def test_interval_of_the_score_draws_the_same_tasks_for_all():
     assert upper[0] - lower[0] > 1.0
 
 
+def test_interval_of_the_score_is_open_where_the_gap_is_uncertain():
+    rng = np.random.default_rng(5)
+    blind = rng.normal(0.0, 10.0, size=(20, 1))
+    oracle = rng.normal(4.0, 10.0, size=(20, 1))
+    above = score_interval((blind + 5.0)[None], blind, oracle)
+    below = score_interval((blind - 5.0)[None], blind, oracle)
+    assert 0.0 < above[0][0] < 2.0 and np.isposinf(above[1][0])
+    assert np.isneginf(below[0][0]) and -2.0 < below[1][0] < 0.0
+    # One such resample in ten thousand opens nothing
+    oracle = blind + np.where(np.arange(20) < 17, 1.0, -1.0)[:, None]
+    assert np.isfinite(score_interval(oracle[None], blind, oracle)).all()
+
+
 @pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 2)), np.array([[np.nan]])])
 def test_bad_scores(bad):
     with pytest.raises(ValueError, match="scores must"):

@@ -55,22 +55,59 @@ def test_values_of_training_are_those_of_acting(critic, head_input, normalize_ob
         def _on_step(self) -> bool:
             return True
 
-        def _on_rollout_start(self) -> None:
-            self.scale_of_acting = model.policy.value_scale
-
         def _on_rollout_end(self) -> None:
             for batch in model.rollout_buffer.get():
                 with th.no_grad():
                     values, _, _ = model.policy.evaluate_actions(batch.observations, batch.actions)
                     alone = model.policy.evaluate_values(batch.observations)
                 th.testing.assert_close(values, alone)
-                acting = batch.old_values * model.policy.value_scale / self.scale_of_acting
-                th.testing.assert_close(values.flatten(), acting, atol=1e-5, rtol=1e-4)
+                th.testing.assert_close(values.flatten(), batch.old_values, atol=1e-5, rtol=1e-4)
                 self.compared += len(values)
 
     check = CheckValues()
     model.learn(4 * 26, callback=check)
     assert check.compared == 4 * 26
+
+
+def test_the_clip_of_values_lets_the_first_step_through():
+    # The unit of value changes between rollout and update; a clip around old values in the new one has no gradient at all
+    model = make_model(counter_vec_env(2, episodes_per_trial=3, noise=1.0), clip_range_vf=0.01)
+
+    class Free(BaseCallback):
+        n_steps = 0
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            for batch in model.rollout_buffer.get():
+                values = model.policy.evaluate_values(batch.observations).flatten()
+                assert ((values - batch.old_values).abs() < 0.01).all()
+                self.n_steps += len(values)
+
+    model.learn(4 * 26, callback=Free())
+
+
+def test_weights_that_a_callback_changes_before_the_rollout_are_those_of_its_memory():
+    # Moving averages, population-based training, a return to the best weights
+    class Shake(CheckRatio):
+        def _on_rollout_start(self) -> None:
+            with th.no_grad():
+                for parameter in model.policy.parameters():
+                    parameter.add_(0.05 * th.randn_like(parameter))
+
+    model = make_model(counter_vec_env(2, episodes_per_trial=3, noise=1.0))
+    check = Shake()
+    model.learn(4 * 26, callback=check)
+    assert check.worst < 1e-5 and check.reached_back > 0
+
+
+def test_an_environment_that_is_refused_does_not_stay():
+    env = counter_vec_env(2, episodes_per_trial=3)
+    model = make_model(env)
+    with pytest.raises(ValueError, match="VecNormalize"):
+        model.set_env(VecNormalize(counter_vec_env(2, episodes_per_trial=3)))
+    assert model.env is env
 
 
 def test_images_in_dict_observations():

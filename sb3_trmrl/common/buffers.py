@@ -35,6 +35,8 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
     memory_lengths: np.ndarray
     #: Tokens in memory before the rollout, (n_envs,)
     lengths_before: np.ndarray
+    #: What :meth:`rescale` has multiplied by since the rollout began
+    factor: float
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         self.actions = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=self.action_space.dtype)
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs), dtype=np.float32))
+        self.factor = 1.0
         self.generator_ready = False
         self.pos = 0
         self.full = False
@@ -150,10 +153,12 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
 
     def rescale(self, factor: float) -> None:
         """
-        Express rewards, values, advantages and returns in another unit.
+        Express rewards, values, advantages and returns in another unit. Old values are handed out as they were predicted: the
+        value network is what they are compared with, and it has not heard of the other unit.
 
         :param factor: What to multiply them by
         """
+        self.factor *= factor
         for array in (self.rewards, self.values, self.advantages, self.returns):
             array *= factor
 
@@ -178,13 +183,14 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         One copy to the device per epoch.
 
         :return: Tokens by key, (rows * n_envs, ...), actions, (n_steps * n_envs, action_dim), and (n_steps * n_envs, 4): old
-            values, old log probabilities, advantages, returns. Steps (rows) are the slow axis, environments the fast one.
+            values as predicted, old log probabilities, advantages, returns. Steps (rows) are the slow axis, environments the
+            fast one.
         """
         assert self.full, "The rollout buffer must be full before it is sampled"
         tokens = {key: th.as_tensor(array, device=self.device).flatten(0, 1) for key, array in self.tokens.items()}
         # Floats as in SB3: Bernoulli's log probability takes no integers
         actions = th.as_tensor(self.actions.astype(np.float32, copy=False), device=self.device).flatten(0, 1)
-        numbers = np.stack([self.values, self.log_probs, self.advantages, self.returns], axis=-1)
+        numbers = np.stack([self.values / self.factor, self.log_probs, self.advantages, self.returns], axis=-1)
         return tokens, actions, th.as_tensor(numbers, device=self.device).flatten(0, 1)
 
     @abstractmethod

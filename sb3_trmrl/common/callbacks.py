@@ -1,6 +1,8 @@
 """Callbacks for meta-training."""
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from sb3_trmrl.common.evaluation import (
     make_trials,
 )
 from sb3_trmrl.envs.registration import evaluation_kwargs
+
+FILE = "meta_evaluations.npz"
 
 
 class SeesNormalized:
@@ -49,8 +53,9 @@ class MetaEvalCallback(BaseCallback):
     Logs ``meta_eval/return_episode_1``, ... (mean over tasks), ``meta_eval/adaptation_gain`` (last episode minus first) and,
     where the family has success, ``meta_eval/success_episode_1``, ... In ``save_path`` it keeps
 
-    - ``meta_evaluations.npz``: ``timesteps`` (n_evaluations,), ``returns``, ``lengths`` and perhaps ``success``
-      (n_evaluations, n_tasks, n_episodes), ``tasks`` (n_tasks,) as JSON,
+    - ``meta_evaluations.npz``, which a continued training (``reset_num_timesteps=False``) goes on with: ``timesteps``
+      (n_evaluations,), ``returns``, ``lengths`` and perhaps ``success`` (n_evaluations, n_tasks, n_episodes), ``tasks``
+      (n_tasks,) as JSON,
     - ``best_meta_model.zip``: the model with the highest return, mean over tasks and episodes.
 
     In a yaml file of RL Zoo, which sets ``save_path``::
@@ -98,6 +103,7 @@ class MetaEvalCallback(BaseCallback):
         self.results: list[AdaptationResult] = []
         self.best_mean_return = -np.inf
         self._next_evaluation = eval_freq
+        self._started_at = 0
 
     def _init_callback(self) -> None:
         if self.env_id is None:
@@ -114,6 +120,10 @@ class MetaEvalCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._next_evaluation = self.num_timesteps + self.eval_freq
+        self._started_at = self.num_timesteps
+        if self.num_timesteps == 0:
+            # A new training, perhaps with a callback that has seen another one
+            self.timesteps, self.results, self.best_mean_return = [], [], -np.inf
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self._next_evaluation:
@@ -134,6 +144,8 @@ class MetaEvalCallback(BaseCallback):
             seed=self.seed,
             env_kwargs=self.env_kwargs,
         )
+        if not self.results and self._started_at > 0:
+            self._take_up(result)
         self.timesteps.append(self.num_timesteps)
         self.results.append(result)
         for index, mean_return in enumerate(result.curve, start=1):
@@ -145,6 +157,25 @@ class MetaEvalCallback(BaseCallback):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self._save(float(result.curve.mean()))
+
+    def _take_up(self, result: AdaptationResult) -> None:
+        """
+        Go on with the file of the training that this one continues, up to where it goes on.
+
+        :param result: The first evaluation since
+        """
+        path = None if self.save_path is None else self.save_path / FILE
+        if path is None or not path.exists():
+            return
+        with np.load(path) as saved:
+            tasks = [json.dumps(task) for task in result.tasks]
+            if saved["tasks"].tolist() != tasks or saved["returns"].shape[1:] != result.returns.shape:
+                return
+            for row in np.flatnonzero(saved["timesteps"] <= self._started_at):
+                arrays = {name: saved[name][row] if name in saved else None for name in ("returns", "lengths", "success")}
+                self.timesteps.append(int(saved["timesteps"][row]))
+                self.results.append(dataclasses.replace(result, **arrays))  # type: ignore[arg-type]
+                self.best_mean_return = max(self.best_mean_return, float(self.results[-1].curve.mean()))
 
     def _save(self, mean_return: float) -> None:
         is_best = mean_return > self.best_mean_return
@@ -162,6 +193,8 @@ class MetaEvalCallback(BaseCallback):
         }
         if self.results[0].success is not None:
             arrays["success"] = np.stack([result.success for result in self.results if result.success is not None])
-        np.savez(self.save_path / "meta_evaluations.npz", **arrays)  # type: ignore[arg-type]
+        partial = self.save_path / f".{FILE}"
+        np.savez(partial, **arrays)  # type: ignore[arg-type]
+        os.replace(partial, self.save_path / FILE)
         if is_best:
             self.model.save(self.save_path / "best_meta_model")

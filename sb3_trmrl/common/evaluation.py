@@ -386,6 +386,9 @@ def _evaluate(
     trained_in = getattr(model, "env", None)
     if isinstance(trained_in, VecEnv) and trained_in.unwrapped is vec_env.unwrapped:
         model._last_obs = None  # its trials are broken off: learn() starts new ones, with an empty memory
+        # And other ones, as after other evaluations: its tasks would be drawn as the evaluation's seed has it, every time
+        entropy = [seed, model.num_timesteps, model.seed or 0]
+        vec_env.seed(int(np.random.SeedSequence(entropy).generate_state(1)[0] % 2**31))
     return _result(trials, time.perf_counter() - start, settings)
 
 
@@ -409,7 +412,7 @@ def _play(
     """:return: ``info["trial"]`` of one trial of each task, one slot for each; there may be more slots, which do not count."""
     trials: dict[int, dict[str, Any]] = {}
     vec_env.seed(seed)
-    # As an option, which leaves no trace: the environment may be one to be trained on
+    # As an option, which holds for one reset: the environment may be one to be trained on
     vec_env.set_options([{"task": tasks[slot % len(tasks)]} for slot in range(vec_env.num_envs)])
     observations, state, starts = vec_env.reset(), None, np.ones(vec_env.num_envs, dtype=bool)
     while len(trials) < len(tasks):

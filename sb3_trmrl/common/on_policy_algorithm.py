@@ -193,9 +193,10 @@ class MemoryPPO(PretrainedMixin, PPO):
         :param env: The environment for learning a policy
         :param force_reset: Force call to ``reset()`` before training
         """
-        super().set_env(env, force_reset)
-        assert self.env is not None
-        self._check_tokens(self.env)
+        # An environment that is refused must not stay
+        vec_env = self._wrap_env(env, self.verbose)
+        self._check_tokens(vec_env)
+        super().set_env(vec_env, force_reset)
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -268,14 +269,15 @@ class MemoryPPO(PretrainedMixin, PPO):
 
         n_steps = 0
         rollout_buffer.reset()
+        # Before anything random: what a callback saves here goes on exactly. Before memory and unit of value, too: it may
+        # change the weights that both come from
+        callback.on_rollout_start()
         with th.no_grad():
             # In mid-trial the memory is what the stored tokens give under the weights of now: the ratio starts at 1
             _, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
             memory_state = self.policy.state_from_context(rollout_buffer.context(memory_starts.cpu().numpy()))
         # One unit of value for the whole rollout: rewards are stored in it, values are predicted in it
         value_scale = self.policy.value_scale
-        # Before anything random: what a callback saves here goes on exactly
-        callback.on_rollout_start()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 

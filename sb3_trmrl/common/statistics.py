@@ -112,14 +112,15 @@ def score_interval(
     :param confidence: Probability mass of the interval, in (0, 1)
     :param n_resamples: Number of resamples
     :param seed: Seed of the resampling
-    :return: Lower and upper bound, (n_episodes,) each
+    :return: Lower and upper bound, (n_episodes,) each. A resample in which the oracle is not above blind counts as infinite,
+        with the sign that the score has as the gap closes: the interval is open where the gap itself is uncertain
     """
     scores = []
     for runs, tasks in _draws(returns, n_resamples, seed):
         mean = _drawn_mean(returns, runs, tasks)
         low, high = (part[tasks].mean(axis=1) if paired else part.mean(axis=0) for part in (blind, oracle))
-        gap = np.broadcast_to(high - low, mean.shape)
-        scores.append(np.divide(mean - low, gap, out=np.full(mean.shape, np.nan), where=gap > 0.0))
+        gained, gap = mean - low, np.broadcast_to(high - low, mean.shape)
+        scores.append(np.divide(gained, gap, out=np.where(gained < 0.0, -np.inf, np.inf), where=gap > 0.0))
     return _percentiles(np.concatenate(scores), confidence)
 
 
@@ -145,8 +146,12 @@ def _percentiles(samples: np.ndarray, confidence: float) -> tuple[np.ndarray, np
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}.")
     tail = (1.0 - confidence) / 2.0
-    lower, upper = np.quantile(samples, [tail, 1.0 - tail], axis=0)
-    return lower, upper
+    # Between two infinite samples nothing is interpolated: that would be no number
+    with np.errstate(invalid="ignore"):
+        lower, upper = np.quantile(samples, [tail, 1.0 - tail], axis=0)
+    below = np.quantile(samples, tail, axis=0, method="lower")
+    above = np.quantile(samples, 1.0 - tail, axis=0, method="higher")
+    return np.where(np.isfinite(lower), lower, below), np.where(np.isfinite(upper), upper, above)
 
 
 def probability_of_improvement(scores_x: np.ndarray, scores_y: np.ndarray) -> np.ndarray:
