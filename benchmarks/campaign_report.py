@@ -99,7 +99,7 @@ def table(by_agent: Mapping[str, Runs], labels: Mapping[str, str]) -> str:
     references = {name: stacked(by_agent[name], "test").mean(axis=0) for name in ("blind", "oracle") if name in by_agent}
     has_ood = any("ood" in run["returns"] for runs in by_agent.values() for run in runs)
     head = ["agent", "seeds", "return, episode 1", "episodes 2 to 6", "score, episode 1", "episodes 2 to 6"]
-    head += [*(["OOD return, episodes 2 to 6"] if has_ood else []), "steps", "minutes"]
+    head += ["IQM of scores by task", *(["OOD return, episodes 2 to 6"] if has_ood else []), "steps", "minutes"]
     rows = []
     for agent, label in labels.items():
         if agent not in by_agent:
@@ -107,7 +107,10 @@ def table(by_agent: Mapping[str, Runs], labels: Mapping[str, str]) -> str:
         runs = by_agent[agent]
         returns = stacked(runs, "test")
         cells = [label, str(len(runs)), returned(returns[..., 0]), returned(returns[..., 1:].mean(axis=-1))]
-        cells += _scores(returns, references) if len(references) == 2 else ["", ""]
+        if len(references) == 2:
+            cells += [*_scores(returns, references), _iqm_of_scores(returns, references)]
+        else:
+            cells += [""] * 3
         if has_ood:
             cells.append(returned(stacked(runs, "ood")[..., 1:].mean(axis=-1)))
         minutes = [run["seconds"] / 60 for run in runs]
@@ -128,13 +131,14 @@ def fresh_table(by_agent: Mapping[str, Runs]) -> str:
         return ""
     references = {agent: stacked(played[agent], "test", name).mean(axis=0) for agent in ("blind", "oracle")}
     has_ood = "ood" in played["oracle"][0][name]
-    head = ["agent, on fresh tasks", "seeds", "score, episode 1", "episodes 2 to 6"]
+    head = ["agent, on fresh tasks", "seeds", "score, episode 1", "episodes 2 to 6", "IQM of scores by task"]
     rows = [[*head, *(["OOD return, episodes 2 to 6"] if has_ood else [])]]
     rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for agent, label in LABELS.items():
         runs = played.get(agent)
         if runs and agent not in references:
-            cells = [label, str(len(runs)), *_scores(stacked(runs, "test", name), references)]
+            returns = stacked(runs, "test", name)
+            cells = [label, str(len(runs)), *_scores(returns, references), _iqm_of_scores(returns, references)]
             if has_ood:
                 cells.append(returned(stacked(runs, "ood", name)[..., 1:].mean(axis=-1)))
             rows.append(cells)
@@ -152,6 +156,16 @@ def _scores(returns: np.ndarray, references: Mapping[str, np.ndarray]) -> list[s
         low, high = score_interval(own, blind, oracle)
         cells.append(number(value, (float(low[0]), float(high[0])), 2))
     return cells
+
+
+def _iqm_of_scores(returns: np.ndarray, references: Mapping[str, np.ndarray]) -> str:
+    """:return: Interquartile mean of the scores of episodes 2 to 6, one of each run and task, and its interval over both."""
+    own, blind, oracle = (array[..., 1:].mean(axis=-1) for array in (returns, references["blind"], references["oracle"]))
+    if (oracle <= blind).any():
+        return "-"
+    scores = (own - blind) / (oracle - blind)
+    low, high = bootstrap_interval(scores, resample_tasks=True)
+    return number(float(interquartile_mean(scores)), (float(low), float(high)), 2)
 
 
 def steps_to(runs: Runs, level: float) -> float:
@@ -183,7 +197,8 @@ def speed(by_agent: Mapping[str, Runs]) -> str:
     :param by_agent: Runs of one family.
     :return: Steps to the final return of other agents, in Markdown.
     """
-    lines = ["| to the final return of | it takes that agent | TrMRL | ratio |", "|---|---:|---:|---:|"]
+    lines = ["Steps of training to the final return in training of another agent:", ""]
+    lines += ["| agent: its final return | it needs | TrMRL needs | ratio |", "|---|---:|---:|---:|"]
     for other in ("paper", "rl2", "recurrent_ppo", "reactive"):
         if other not in by_agent or "trmrl" not in by_agent:
             continue
@@ -193,7 +208,7 @@ def speed(by_agent: Mapping[str, Runs]) -> str:
         ratio = "never" if np.isinf(ours) else f"{theirs / ours:.1f}"
         reached = "" if np.isinf(ours) else f"{ours / 1e6:.2f}M"
         lines.append(f"| {LABELS[other]}: {level:.0f} | {theirs / 1e6:.2f}M | {reached} | {ratio} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    return "\n".join(lines) if len(lines) > 4 else ""
 
 
 def learn_speed(runs: Runs) -> str:
