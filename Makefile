@@ -24,7 +24,7 @@ SOURCES := $(wildcard setup.py sb3_trmrl tests examples benchmarks docs/*.py)
 METAWORLD_TESTS := $(wildcard tests/test_metaworld*.py) tests/test_process_vec_env.py tests/test_evaluation.py \
   tests/test_mujoco_envs.py tests/test_mujoco_vec_env.py
 
-.PHONY: help quickstart install test test-metaworld lint format type check clean
+.PHONY: help quickstart install test test-metaworld docs lint format type check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test-metaworld: ## Run the tests that need Meta-World, in an environment of thei
 	@mkdir -p build && grep -v '^mujoco' constraints.txt > build/constraints-metaworld.txt
 	@$(MAKE) --no-print-directory test VENV=$(METAWORLD_VENV) EXTRAS=metaworld,tests \
 	  CONSTRAINTS=build/constraints-metaworld.txt PYTEST_ARGS="$(METAWORLD_TESTS) $(PYTEST_ARGS)"
+
+docs: $(PACKAGE_STAMP) ## Build the documentation with its API reference (Sphinx): docs/_build/html/index.html
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: $(TESTS_STAMP) ## Check the style (ruff, black)
 	$(VENV_PYTHON) -m ruff check $(SOURCES)

@@ -80,8 +80,8 @@ def test_constraints_pin_every_direct_dependency_once_and_within_its_bounds() ->
         pinned[name] = specifier.version
     for requirement in metadata_requirements():
         marker = requirement.marker
-        # The extras are those that `make test` installs
-        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("plots", "tests")):
+        # The extras are those that `make docs` and `make test` install
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("docs", "tests")):
             version = pinned.get(canonicalize_name(requirement.name))
             assert version is not None, f"constraints.txt has no pin for {requirement.name}"
             assert requirement.specifier.contains(version), f"constraints.txt pins {version}, setup.py wants {requirement}"
