@@ -1,6 +1,5 @@
 """Trained models wherever they lie: RL Zoo's log folders, SB3's zip files, pretrained folders, the Hugging Face Hub."""
 
-import difflib
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_trmrl.common.arguments import did_you_mean
 from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.evaluation import PredictsActions
 from sb3_trmrl.envs.registration import evaluation_kwargs
@@ -83,10 +83,7 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
     :raises ValueError: if there is no model, the file is broken, or the algorithm is unknown
     """
     if algo is not None and algo not in ALGORITHMS:
-        near = difflib.get_close_matches(algo, ALGORITHMS, n=1)
-        raise ValueError(
-            f"algo must be one of {list(ALGORITHMS)}, got {algo!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-        )
+        raise ValueError(f"algo must be one of {list(ALGORITHMS)}, got {algo!r}.{did_you_mean(algo, ALGORITHMS)}")
     path = Path(source)
     if path.is_dir() and not (path / "config.json").exists():
         return _from_log_folder(path, algo, env_id, device)

@@ -7,6 +7,7 @@ import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
 from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 from sb3_trmrl.envs.meta_env import Task
@@ -93,7 +94,7 @@ def make_meta_vec_env(
     :raises ValueError: If there is not one task for each slot, or one does not fit the family.
     """
     env_kwargs = env_kwargs or {}
-    if isinstance(n_envs, bool) or n_envs < 1:
+    if not is_integer(n_envs, 1):
         raise ValueError(f"n_envs must be an integer >= 1, got {n_envs!r}")
     if tasks is not None:
         if len(tasks) != n_envs:

@@ -18,6 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 from tqdm import tqdm
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
 from sb3_trmrl.common.statistics import curve_interval
@@ -232,7 +233,7 @@ def evaluate_adaptation(
     taken = {"episodes_per_trial", "split", "tasks"} & set(env_kwargs)
     if taken:
         raise ValueError(f"env_kwargs must not hold {sorted(taken)}: use n_episodes, split and tasks of evaluate_adaptation.")
-    if n_envs is not None and (isinstance(n_envs, bool) or n_envs < 1):
+    if n_envs is not None and not is_integer(n_envs, 1):
         raise ValueError(f"n_envs must be an integer >= 1 (or None for one per task), got {n_envs!r}.")
     if tasks is not None and len(tasks) == 0:
         raise ValueError("tasks must hold at least one task (or be None to draw n_tasks of them), got [].")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.envs.meta_env import Task
 
 PROTOCOL = ("init", "adapt_action", "step", "adapt", "eval_action", "reset")
@@ -74,7 +75,7 @@ class AdaptingAgent:
 
     def __init__(self, agent: MetaLearningAgent, adaptation_steps: int = 1, adaptation_episodes: int = 10):
         for name, value in (("adaptation_steps", adaptation_steps), ("adaptation_episodes", adaptation_episodes)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value, 1):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
         self.agent = agent
         self.adaptation_steps = adaptation_steps

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation, make_trials
 from sb3_trmrl.common.meta_learning_agent import Timestep
 from sb3_trmrl.common.statistics import curve_interval
@@ -138,7 +139,7 @@ def evaluate_metaworld(
         ("adaptation_episodes", adaptation_episodes, 0),
         ("evaluation_episodes", evaluation_episodes, 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        if not is_integer(value, least):
             raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
     env_kwargs = {**(env_kwargs or {}), "end_on_success_after": int(adaptation_episodes)}
     trials = make_trials(env_id, {**env_kwargs, "split": split})

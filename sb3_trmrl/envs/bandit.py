@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.envs import raster
 from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task
 
@@ -39,7 +40,7 @@ class MetaBandit(MetaEnv):
     def __init__(self, n_arms: int = 5, horizon: int = 10, render_mode: str | None = None):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
         super().__init__(horizon, render_mode)
-        if isinstance(n_arms, bool) or not isinstance(n_arms, (int, np.integer)) or n_arms < 2:
+        if not is_integer(n_arms, 2):
             raise ValueError(f"n_arms must be an integer >= 2, got {n_arms!r}")
         self.n_arms = int(n_arms)
         self.task_shapes = {"probabilities": (self.n_arms,)}

@@ -1,7 +1,6 @@
 """The base class of task families: one episode of one task."""
 
 import copy
-import difflib
 from abc import abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,6 +9,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
+
+from sb3_trmrl.common.arguments import did_you_mean, is_integer
 
 Task = dict[str, Any]
 """
@@ -104,7 +105,7 @@ class MetaEnv(gym.Env[Any, Any]):
     """
 
     def __init__(self, horizon: int, render_mode: str | None = None):
-        if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
+        if not is_integer(horizon, 1):
             raise ValueError(f"horizon must be an integer >= 1 (steps per episode), got {horizon!r}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(
@@ -129,8 +130,7 @@ class MetaEnv(gym.Env[Any, Any]):
         :raises ValueError: If the family has no such split.
         """
         if split not in self.splits:
-            near = difflib.get_close_matches(str(split), self.splits, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(split, self.splits)
             raise ValueError(f"split={split!r} does not exist in {type(self).__name__}, it has {list(self.splits)}.{hint}")
         return split
 
@@ -143,7 +143,7 @@ class MetaEnv(gym.Env[Any, Any]):
         :return: The tasks.
         :raises ValueError: On ``n < 1`` or an unknown split.
         """
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        if not is_integer(n, 1):
             raise ValueError(f"n must be an integer >= 1 (number of tasks), got {n!r}")
         self.check_split(split)
         return [self.check_task(self._sample_task(split)) for _ in range(n)]

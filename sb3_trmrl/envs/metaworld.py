@@ -1,14 +1,14 @@
 """Meta-World's ML1, ML10 and ML45 (arXiv 1910.10897) as task families; making one needs the extra ``metaworld``."""
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from sb3_trmrl.common.arguments import did_you_mean, is_integer
 from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task
 from sb3_trmrl.envs.mujoco.rendering import Renderer
 
@@ -193,16 +193,16 @@ class MetaWorldEnv(MetaEnv):
         super().__init__(horizon, render_mode)
         if benchmark not in BENCHMARKS:
             raise ValueError(
-                f"benchmark={benchmark!r} is unknown, use one of {list(BENCHMARKS)}.{_hint(benchmark, BENCHMARKS)}"
+                f"benchmark={benchmark!r} is unknown, use one of {list(BENCHMARKS)}.{did_you_mean(benchmark, BENCHMARKS)}"
             )
         if reward_version not in REWARD_VERSIONS:
             raise ValueError(f"reward_version must be one of {list(REWARD_VERSIONS)}, got {reward_version!r}")
         if isinstance(reward_scale, bool) or not isinstance(reward_scale, (int, float)) or not 0 < reward_scale < math.inf:
             raise ValueError(f"reward_scale must be a number > 0, got {reward_scale!r}")
         # The test goals of ML1 have the seed + 1, and numpy's seeds end at 2**32 - 1
-        if not _is_integer(benchmark_seed) or not 0 <= benchmark_seed < 2**32 - 1:
+        if not is_integer(benchmark_seed, 0) or benchmark_seed >= 2**32 - 1:
             raise ValueError(f"benchmark_seed must be an integer from 0 to 2**32 - 2, got {benchmark_seed!r}")
-        if end_on_success_after is not None and (not _is_integer(end_on_success_after) or end_on_success_after < 0):
+        if end_on_success_after is not None and not is_integer(end_on_success_after, 0):
             raise ValueError(f"end_on_success_after must be an integer >= 0 (or None for never), got {end_on_success_after!r}")
         require_metaworld()
         self.benchmark = benchmark
@@ -244,7 +244,7 @@ class MetaWorldEnv(MetaEnv):
         :return: The tasks.
         :raises ValueError: On ``n < 1`` or an unknown split.
         """
-        if not _is_integer(n) or n < 2:
+        if not is_integer(n, 2):
             return super().sample_tasks(n, split)
         environments = list(self.goals(split))
         tasks: list[Task] = []
@@ -279,9 +279,9 @@ class MetaWorldEnv(MetaEnv):
         if environment not in environments:
             raise ValueError(
                 f"task['environment'] must be one of {environments} in the split {split!r} of {self.benchmark}, got "
-                f"{environment!r}.{_hint(environment, environments)}"
+                f"{environment!r}.{did_you_mean(environment, environments)}"
             )
-        if not _is_integer(goal) or not 0 <= goal < N_GOALS:
+        if not is_integer(goal, 0) or goal >= N_GOALS:
             raise ValueError(f"task['goal'] must be an integer from 0 to {N_GOALS - 1} (index of the goal), got {goal!r}")
         return {"environment": environment, "split": split, "goal": int(goal)}
 
@@ -366,15 +366,6 @@ class MetaWorldEnv(MetaEnv):
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _hint(name: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 METAWORLD_ENVS: dict[str, partial[MetaWorldEnv]] = {benchmark: partial(MetaWorldEnv, benchmark) for benchmark in BENCHMARKS}

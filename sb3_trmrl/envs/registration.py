@@ -1,11 +1,11 @@
 """Environment ids: every one is complete, i.e. makes a trial environment with token observations."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 
+from sb3_trmrl.common.arguments import did_you_mean
 from sb3_trmrl.envs.bandit import MetaBandit
 from sb3_trmrl.envs.meta_env import MetaEnv, Task
 from sb3_trmrl.envs.metaworld import METAWORLD_ENVS
@@ -76,8 +76,7 @@ def make_trial_env(
     :raises ImportError: If the family needs an extra that is not installed.
     """
     if env_id not in TASK_FAMILIES:
-        near = difflib.get_close_matches(str(env_id), TASK_FAMILIES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(env_id, TASK_FAMILIES)
         raise ValueError(f"env_id={env_id!r} is no task family, there are {list(TASK_FAMILIES)}.{hint}")
     return TrialWrapper(TASK_FAMILIES[env_id](**family_kwargs), episodes_per_trial, split, tasks)
 

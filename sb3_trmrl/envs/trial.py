@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task, generator_from_state, generator_state
 
 VECTOR_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -140,8 +141,7 @@ class TrialWrapper(gym.Env[Any, Any]):
     ):
         if not isinstance(env, gym.Env) or not isinstance(env.unwrapped, MetaEnv):
             raise ValueError(f"env must be a MetaEnv (possibly wrapped), got {env!r}; see docs/guide/environments.md")
-        is_integer = isinstance(episodes_per_trial, (int, np.integer)) and not isinstance(episodes_per_trial, bool)
-        if not is_integer or episodes_per_trial < 1:
+        if not is_integer(episodes_per_trial, 1):
             raise ValueError(f"episodes_per_trial must be an integer >= 1, got {episodes_per_trial!r}")
         self.env = env
         self.meta_env: MetaEnv = env.unwrapped

@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub.pretrained import save_pretrained
 
@@ -78,7 +79,7 @@ class PretrainedCheckpointCallback(BaseCallback):
     ):
         super().__init__(verbose)
         for name, value in (("save_freq", save_freq), ("keep_last", keep_last)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value, 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
         self.save_freq, self.keep_last, self.score, self.name_prefix = save_freq, keep_last, score, name_prefix
         self.save_path = Path(save_path)

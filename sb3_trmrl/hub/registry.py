@@ -1,6 +1,5 @@
 """Which names a file may use for classes. A name in no registry is an error; no module is ever imported by its name."""
 
-import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -8,6 +7,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
+from sb3_trmrl.common.arguments import did_you_mean
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer, TrialSliceRolloutBuffer, WorkingMemoryRolloutBuffer
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub.errors import NotDescribableError, UnknownNameError
@@ -62,8 +62,7 @@ def look_up(registry: Mapping[str, T], name: object, what: str, remedy: str = ""
     :raises UnknownNameError: if there is none of that name
     """
     if not isinstance(name, str) or name not in registry:
-        near = difflib.get_close_matches(str(name)[:100], registry, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, registry)
         raise UnknownNameError(f"{what} must be one of {sorted(registry)}, got {str(name)[:100]!r}.{hint}{remedy}")
     return registry[name]
 

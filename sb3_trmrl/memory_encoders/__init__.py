@@ -1,7 +1,6 @@
 """Memory encoders: from the tokens of a trial to features that remember them."""
 
-import difflib
-
+from sb3_trmrl.common.arguments import did_you_mean
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, WindowMemoryEncoder
 from sb3_trmrl.memory_encoders.gtrxl import GTrXLEncoder
 from sb3_trmrl.memory_encoders.rnn import GRUEncoder, LSTMEncoder
@@ -42,8 +41,7 @@ def get_memory_encoder_class(memory_encoder: str | type[MemoryEncoder]) -> type[
     """
     if isinstance(memory_encoder, str):
         if memory_encoder not in MEMORY_ENCODERS:
-            near = difflib.get_close_matches(memory_encoder, MEMORY_ENCODERS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(memory_encoder, MEMORY_ENCODERS)
             raise ValueError(
                 f"memory_encoder must be one of {sorted(MEMORY_ENCODERS)}, got {memory_encoder!r}.{hint} An encoder of your "
                 "own needs sb3_trmrl.register_memory_encoder(name, cls) first."

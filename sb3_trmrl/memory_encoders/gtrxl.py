@@ -6,6 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.memory_encoders.attention import (
     QUERY_BLOCK,
     n_cache_slots,
@@ -298,7 +299,7 @@ class GTrXLEncoder(MemoryEncoder):
         sizes = dict(embed_dim=embed_dim, n_heads=n_heads, n_layers=n_layers, ff_dim=ff_dim, memory_length=memory_length)
         sizes["segment_length"] = 1 if segment_length is None else segment_length
         for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_integer(size, 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
         if embed_dim % n_heads != 0:
             raise ValueError(

@@ -3,6 +3,7 @@
 import torch as th
 from torch import nn
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState
 
 
@@ -40,9 +41,9 @@ class RecurrentEncoder(MemoryEncoder):
         sizes = {f"embedding[{i}]": size for i, size in enumerate(embedding or [])}
         sizes.update(hidden_size=hidden_size, n_layers=n_layers, truncation=1 if truncation is None else truncation)
         for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_integer(size, 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
-        if isinstance(context_length, bool) or not isinstance(context_length, int) or context_length < 0:
+        if not is_integer(context_length, 0):
             raise ValueError(f"context_length must be an integer of at least 0, got {context_length!r}.")
         super().__init__(token_dim, features_dim=hidden_size, context_length=context_length)
         self.n_layers, self.truncation = n_layers, truncation

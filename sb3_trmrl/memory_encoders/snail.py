@@ -6,6 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.memory_encoders.attention import (
     attend_in_band,
     n_cache_slots,
@@ -209,7 +210,7 @@ class SNAILEncoder(MemoryEncoder):
         for name, size in dict(
             embed_dim=embed_dim, filters=filters, key_dim=key_dim, value_dim=value_dim, memory_length=memory_length
         ).items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_integer(size, 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
         tc_blocks, attention_blocks, width = [], [], embed_dim
         for _ in range(2):

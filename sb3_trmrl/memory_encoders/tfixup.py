@@ -6,6 +6,7 @@ from typing import Literal
 import torch as th
 from torch import nn
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.memory_encoders.attention import TransformerLayer, n_cache_slots, newest_in_slots
 from sb3_trmrl.memory_encoders.base import MemoryState, WindowMemoryEncoder, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotation_at, sinusoidal_encoding
@@ -99,7 +100,7 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
         for name, size in dict(
             embed_dim=embed_dim, n_heads=n_heads, n_layers=n_layers, ff_dim=ff_dim, memory_length=memory_length
         ).items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_integer(size, 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
         for name, value, choices in (
             ("attention", attention, ("window", "trial")),

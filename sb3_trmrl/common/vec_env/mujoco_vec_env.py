@@ -18,6 +18,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.vec_env.work_sharing import WorkSharing, n_usable_cores, share_out
 from sb3_trmrl.envs.meta_env import MetaEnv
 from sb3_trmrl.envs.mujoco.base import FULL_STATE, MAX_STATE, MujocoMetaEnv, PhysicsState, is_unstable
@@ -272,7 +273,7 @@ class MujocoVecEnv(VecEnv):
     def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], n_threads: int | None = None):
         if n_threads is None:
             n_threads = n_usable_cores()
-        if isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer)) or n_threads < 1:
+        if not is_integer(n_threads, 1):
             raise ValueError(f"n_threads must be an integer >= 1, or None for the number of cores, got {n_threads!r}")
         self._slots = find_slots([env_fn() for env_fn in env_fns])
         self.envs = [slot.env for slot in self._slots]

@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from stable_baselines3.common.vec_env.util import dict_to_obs
 from tqdm import tqdm
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.vec_env.env_worker import BUILT, PICKLED, Events, Failure, Layout, SharedArrays, Spaces, run_worker
 from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 
@@ -279,7 +280,7 @@ class ProcessVecEnv(VecEnv):
             raise ValueError("env_fns must hold at least one function, got none")
         if n_workers is None:
             n_workers = n_usable_cores()
-        if isinstance(n_workers, bool) or not isinstance(n_workers, (int, np.integer)) or n_workers < 1:
+        if not is_integer(n_workers, 1):
             raise ValueError(f"n_workers must be an integer >= 1, or None for the number of cores, got {n_workers!r}")
         if not start_timeout > 0:
             raise ValueError(f"start_timeout must be > 0 (seconds), got {start_timeout!r}")
