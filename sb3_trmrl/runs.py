@@ -121,18 +121,18 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
 
     from sb3_trmrl.hub import load
     from sb3_trmrl.hub.description import environment_kwargs
-    from sb3_trmrl.hub.pretrained import check_acts_alone, find_folder, read_config
+    from sb3_trmrl.hub.pretrained import check_acts_alone
 
     try:
-        folder = find_folder(source)
-        check_acts_alone(read_config(folder), source)
-        model = load(folder, device=device)
+        model = load(source, device=device)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {error}") from error
+    check_acts_alone(model.saved_normalized, source)
     environment = model.saved_environment or {}
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
     known = environment.get("id") if environment.get("id") in gym.registry else None
-    kwargs = environment_kwargs(environment) if environment else {}
+    # What is played with other keywords than the file's need not fit
+    kwargs = environment_kwargs(environment) if known is not None and env_id in (None, known) else {}
     return Run(Path(source).name, model, env_id or known, kwargs, None, known)
 
 

@@ -72,10 +72,13 @@ def test_measures_the_adaptation_curve_of_the_model_at_that_time(tmp_path):
 
 def test_best_model_is_not_overwritten_by_a_worse_one(tmp_path):
     model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5)))
-    model.learn(20)
-    callback = MetaEvalCallback(eval_freq=40, n_tasks=2, n_episodes=1, save_path=tmp_path)
-    callback.best_mean_return = 0.0  # the best possible return: the robot stands on its goal
-    model.learn(80, callback=callback, reset_num_timesteps=False)
+
+    class HasSeenTheBest(MetaEvalCallback):
+        def _on_training_start(self) -> None:
+            super()._on_training_start()
+            self.best_mean_return = 0.0  # the best possible return: the robot stands on its goal
+
+    model.learn(80, callback=HasSeenTheBest(eval_freq=40, n_tasks=2, n_episodes=1, save_path=tmp_path))
     assert (tmp_path / "meta_evaluations.npz").is_file() and not (tmp_path / "best_meta_model.zip").exists()
 
 
@@ -103,9 +106,24 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     assert saved()[0] == [40, 80, 120, 160]
     model.learn(40, callback=callback)
     assert callback.timesteps == saved()[0] == [40]
-    # Other tasks are no continuation
+    # The same one, with a model that has gone back
+    model.learn(80, callback=callback, reset_num_timesteps=False)
+    model.num_timesteps = 80
+    model.learn(40, callback=callback, reset_num_timesteps=False)
+    assert callback.timesteps == saved()[0] == [40, 80, 120]
+    # Other tasks, other keywords are no continuation
     model.learn(40, callback=evaluating(seed=1), reset_num_timesteps=False)
-    assert saved()[0] == [80]
+    assert saved()[0] == [160]
+    model.learn(40, callback=evaluating(seed=1, env_kwargs=dict(horizon=6)), reset_num_timesteps=False)
+    assert saved()[0] == [200]
+    # Another training with the same callback is evaluated as it was trained
+    other = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=9)))
+    other.learn(40, callback=callback)
+    assert (callback.results[0].lengths == 9).all()
+    # What is wrong shows before hours of training
+    (tmp_path / "meta_evaluations.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="is no file of a MetaEvalCallback, or it is broken"):
+        other.learn(40, callback=evaluating(eval_freq=10**6), reset_num_timesteps=False)
 
 
 def test_evaluating_leaves_training_alone():

@@ -544,7 +544,8 @@ def test_evaluating_in_the_training_environment_breaks_its_trials_off():
     assert model.rollout_buffer.memory_lengths[first] == 1, "a new trial, an empty memory"
 
 
-def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks():
+@pytest.mark.parametrize("counts_anew", [False, True])
+def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks(counts_anew):
     env = make_meta_vec_env("PointRobot-v0", 1, seed=0, env_kwargs=dict(episodes_per_trial=2, horizon=5))
 
     def train() -> tuple[list[float], ...]:
@@ -552,7 +553,7 @@ def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks
         met = []
         for _ in range(3):
             evaluate_adaptation(model, env, n_tasks=1, n_episodes=2, split="train")
-            model.learn(30, reset_num_timesteps=False)
+            model.learn(30, reset_num_timesteps=counts_anew)
             met.append(list(env.env_method("get_task")[0]["goal"]))
         return tuple(met)
 

@@ -198,8 +198,13 @@ def test_a_model_behind_statistics_is_not_published(hub: FakeHub, tmp_path: Path
     assert main(["hub", "pull", str(tmp_path / "model"), "--zoo", str(tmp_path / "logs")]) == 1
     with pytest.raises(PretrainedError, match="The model was trained behind VecNormalize"):
         push(model, hub)
-    with pytest.raises(ValueError, match="was trained behind VecNormalize"):
+    with pytest.raises(ValueError, match="others would lack"), pytest.warns(UserWarning, match="was trained behind"):
         load_run(tmp_path / "model")
+    with pytest.warns(UserWarning, match="was trained behind VecNormalize"):
+        loaded = sb3_trmrl.load(tmp_path / "model", device="cpu")
+    loaded.save_pretrained(tmp_path / "again")
+    with pytest.warns(UserWarning, match="was trained behind VecNormalize"):
+        assert main(["hub", "push", str(tmp_path / "again"), REPO, "--token", TOKEN]) == 1
     # Who goes on training gives an environment that keeps statistics, and it gets these
     with pytest.warns(UserWarning, match="was trained behind VecNormalize"):
         sb3_trmrl.load(tmp_path / "model", device="cpu")

@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from stable_baselines3.common.utils import ConstantSchedule
+from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_trmrl
 from sb3_trmrl.cli import main
+from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.hub import MalformedFileError, MissingFileError, PretrainedError
 from sb3_trmrl.hub.files import MAX_DEPTH, parse_json
 from sb3_trmrl.hub.pretrained import sha256_of
@@ -384,6 +386,9 @@ def test_a_wrong_argument_is_not_the_files_fault() -> None:
         sb3_trmrl.load(KEPT, device="gpu")
     with pytest.raises(PretrainedError, match="env does not fit"):
         sb3_trmrl.load(KEPT, env="CartPole-v1")
+    with pytest.raises(ValueError, match="would normalise the previous action") as caught:
+        sb3_trmrl.load(KEPT, env=VecNormalize(make_meta_vec_env("PointRobot-v0", 2)))
+    assert not isinstance(caught.value, PretrainedError)
 
 
 def test_info_of_a_file_does_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,6 +396,10 @@ def test_info_of_a_file_does_not_command_the_terminal(tmp_path: Path, capsys: py
     config("training", "command", value="python \x1b]0;owned\x07\x1b[2J train.py")(tmp_path / "model")
     assert main(["hub", "info", str(tmp_path / "model")]) == 0
     shown = capsys.readouterr().out
+    config("training", value="\x1b]0;owned\x07\x1b[2J")(tmp_path / "model")
+    assert main(["hub", "info", str(tmp_path / "model")]) == 1
+    errors = capsys.readouterr().err
+    assert "\x1b" not in errors and "\x07" not in errors and "owned" in errors
     assert "\x1b" not in shown and "\x07" not in shown and r"python \x1b]0;owned\x07\x1b[2J train.py" in shown
 
 

@@ -1,6 +1,7 @@
 """References: exact ones against closed forms, trained ones by what they can and can't see, their files."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,16 @@ def test_other_settings_are_other_agents(cache, monkeypatch):
     monkeypatch.setattr(files, "train_reference", counted)
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
-    assert len(trained) == 1 and len(list((cache / "MetaBandit-v0").glob("reactive_seed0_1_steps_*.zip"))) == 2
+    monkeypatch.setattr(files, "_versions", lambda: {"torch": "99"})
+    make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
+    make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
+    assert len(trained) == 2 and len(list((cache / "MetaBandit-v0").glob("reactive_seed0_1_steps_*.zip"))) == 3
+
+
+@pytest.mark.parametrize("name", ["NoMemory", "Columns"])
+def test_agents_of_earlier_versions_load(name):
+    # Their zips name these classes where they were then
+    assert pickle.loads(f"csb3_trmrl.common.references\n{name}\n.".encode()).__name__ == name
 
 
 def result_for(env_id: str, seed: int = 0, n_tasks: int = 2, n_episodes: int = 2, **env_kwargs: Any) -> AdaptationResult:

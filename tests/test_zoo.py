@@ -21,7 +21,7 @@ from sb3_trmrl.common.vec_env import MujocoVecEnv
 from sb3_trmrl.envs import PointRobot, TrialWrapper
 from sb3_trmrl.envs.registration import META_ENVS, METAWORLD_ENVS, evaluation_kwargs
 from sb3_trmrl.zoo import ALGORITHMS, register
-from sb3_trmrl.zoo.exp_manager import MetaExperimentManager
+from sb3_trmrl.zoo.exp_manager import MetaExperimentManager, _takes_split
 
 ZOO_DEFAULTS = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams"
 
@@ -171,11 +171,18 @@ def test_a_users_own_family_has_splits_too(tmp_path):
     def make(episodes_per_trial: int = 2, split: str = "train", tasks: Any = None, **kwargs: Any) -> TrialWrapper:
         return TrialWrapper(PointRobot(**kwargs), episodes_per_trial, split, tasks)
 
-    gym.register("Mine-v0", entry_point=make)
+    def other(split: str = "train") -> Any:
+        raise AssertionError("a set of data with a part for training, say")
+
+    makers: dict[str, Any] = {"Mine-v0": make, "Other-v0": other, "Any-v0": lambda **kwargs: make(**kwargs)}
+    for env_id, maker in makers.items():
+        gym.register(env_id, entry_point=maker)
     try:
         assert eval_env_kwargs(make_manager(tmp_path, env_id="Mine-v0"))["split"] == "test"
+        assert [_takes_split(env_id) for env_id in makers] == [True, False, False]
     finally:
-        del gym.registry["Mine-v0"]
+        for env_id in makers:
+            del gym.registry[env_id]
 
 
 def test_callbacks_of_the_yaml_file_write_to_the_folder_of_the_run(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import gymnasium as gym
 
 from sb3_trmrl.cli.parser import make_parser
+from sb3_trmrl.hub.commands import printable
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
             importlib.import_module(module)
         arguments.run(arguments)
     except (ValueError, OSError, ImportError, gym.error.Error) as error:
-        print(f"sb3-trmrl: error: {error}", file=sys.stderr)
+        print(printable(f"sb3-trmrl: error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sb3-trmrl: interrupted", file=sys.stderr)

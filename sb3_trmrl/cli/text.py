@@ -30,9 +30,9 @@ def number(value: float, digits: int = 2) -> str:
     """
     :param value: A return or a score.
     :param digits: Digits behind the point.
-    :return: It as text, ``-`` if it is not finite.
+    :return: It as text, ``-`` if it is no number.
     """
-    return f"{value:.{digits}f}" if np.isfinite(value) else "-"
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def with_interval(value: float, lower: float, upper: float, digits: int = 2) -> str:
@@ -41,8 +41,10 @@ def with_interval(value: float, lower: float, upper: float, digits: int = 2) -> 
     :param lower: Lower bound.
     :param upper: Upper bound.
     :param digits: Digits behind the point.
-    :return: ``1.00 [0.50, 1.50]``
+    :return: ``1.00 [0.50, 1.50]``, or ``-``
     """
+    if np.isnan(value):
+        return "-"
     return f"{number(value, digits)} [{number(lower, digits)}, {number(upper, digits)}]"
 
 
@@ -57,7 +59,7 @@ def digits_of(returns: np.ndarray) -> int:
 def to_json(value: Any) -> Any:
     """
     :param value: Numbers, arrays, lists, dicts.
-    :return: The same for ``json.dumps``; what is not finite is None.
+    :return: The same for ``json.dumps``; what is not finite is None: no number, or a bound of an open interval.
     """
     if isinstance(value, dict):
         return {str(key): to_json(part) for key, part in value.items()}

@@ -1,8 +1,8 @@
 """Callbacks for meta-training."""
 
-import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class MetaEvalCallback(BaseCallback):
 
     - ``meta_evaluations.npz``, which a continued training (``reset_num_timesteps=False``) goes on with: ``timesteps``
       (n_evaluations,), ``returns``, ``lengths`` and perhaps ``success`` (n_evaluations, n_tasks, n_episodes), ``tasks``
-      (n_tasks,) as JSON,
+      (n_tasks,) and ``settings`` as JSON,
     - ``best_meta_model.zip``: the model with the highest return, mean over tasks and episodes.
 
     In a yaml file of RL Zoo, which sets ``save_path``::
@@ -98,15 +98,17 @@ class MetaEvalCallback(BaseCallback):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
         self.eval_freq, self.n_tasks, self.n_episodes, self.split = eval_freq, n_tasks, n_episodes, split
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
+        self._given_env = env_id, self.env_kwargs
         self.deterministic, self.seed = deterministic, seed
         self.save_path = None if save_path is None else Path(save_path)
         self.timesteps: list[int] = []
         self.results: list[AdaptationResult] = []
         self.best_mean_return = -np.inf
         self._next_evaluation = eval_freq
-        self._started_at = 0
 
     def _init_callback(self) -> None:
+        # Perhaps for another training than the last time
+        self.env_id, self.env_kwargs = self._given_env
         if self.env_id is None:
             spec = self.training_env.get_attr("spec", indices=0)[0]
             if spec is None:
@@ -121,10 +123,12 @@ class MetaEvalCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._next_evaluation = self.num_timesteps + self.eval_freq
-        self._started_at = self.num_timesteps
-        if self.num_timesteps == 0:
-            # A new training, perhaps with a callback that has seen another one
-            self.timesteps, self.results, self.best_mean_return = [], [], -np.inf
+        # What this training goes on with: in this callback, or in the file of another one
+        if self.num_timesteps > 0 and not self.results:
+            self._take_up()
+        kept = sum(steps <= self.num_timesteps for steps in self.timesteps) if self.num_timesteps > 0 else 0
+        self.timesteps, self.results = self.timesteps[:kept], self.results[:kept]
+        self.best_mean_return = max((float(result.curve.mean()) for result in self.results), default=-np.inf)
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self._next_evaluation:
@@ -145,8 +149,6 @@ class MetaEvalCallback(BaseCallback):
             seed=self.seed,
             env_kwargs=self.env_kwargs,
         )
-        if not self.results and self._started_at > 0:
-            self._take_up(result)
         self.timesteps.append(self.num_timesteps)
         self.results.append(result)
         for index, mean_return in enumerate(result.curve, start=1):
@@ -159,24 +161,31 @@ class MetaEvalCallback(BaseCallback):
         self.logger.dump(self.num_timesteps)
         self._save(float(result.curve.mean()))
 
-    def _take_up(self, result: AdaptationResult) -> None:
-        """
-        Go on with the file of the training that this one continues, up to where it goes on.
+    def _settings(self) -> str:
+        """What an evaluation is of, but for the numbers of tasks and episodes; as in :class:`AdaptationResult`."""
+        env_kwargs = {name: value for name, value in self.env_kwargs.items() if name != "render_mode"}
+        env_id = self.env_id if isinstance(self.env_id, str) else None
+        settings = dict(env_id=env_id, env_kwargs=env_kwargs, split=self.split, seed=self.seed)
+        return json.dumps({**settings, "deterministic": self.deterministic}, sort_keys=True, default=str)
 
-        :param result: The first evaluation since
-        """
+    def _take_up(self) -> None:
         path = None if self.save_path is None else self.save_path / FILE
         if path is None or not path.exists():
             return
-        with np.load(path) as saved:
-            tasks = [json.dumps(task) for task in result.tasks]
-            if saved["tasks"].tolist() != tasks or saved["returns"].shape[1:] != result.returns.shape:
-                return
-            for row in np.flatnonzero(saved["timesteps"] <= self._started_at):
-                arrays = {name: saved[name][row] if name in saved else None for name in ("returns", "lengths", "success")}
-                self.timesteps.append(int(saved["timesteps"][row]))
-                self.results.append(dataclasses.replace(result, **arrays))  # type: ignore[arg-type]
-                self.best_mean_return = max(self.best_mean_return, float(self.results[-1].curve.mean()))
+        try:
+            with np.load(path) as saved:
+                arrays = {name: saved[name] for name in saved}
+            settings, tasks = str(arrays["settings"]), [json.loads(task) for task in arrays["tasks"]]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no file of a MetaEvalCallback, or it is broken ({error!r}): move it away.") from error
+        if settings != self._settings() or arrays["returns"].shape[1:] != (self.n_tasks, self.n_episodes):
+            return
+        self.timesteps = arrays["timesteps"].tolist()
+        for row in range(len(self.timesteps)):
+            success = arrays["success"][row] if "success" in arrays else None
+            self.results.append(
+                AdaptationResult(tasks, arrays["returns"][row], arrays["lengths"][row], success, settings=json.loads(settings))
+            )
 
     def _save(self, mean_return: float) -> None:
         is_best = mean_return > self.best_mean_return
@@ -191,6 +200,7 @@ class MetaEvalCallback(BaseCallback):
             "returns": np.stack([result.returns for result in self.results]),
             "lengths": np.stack([result.lengths for result in self.results]),
             "tasks": np.array([json.dumps(task) for task in self.results[0].tasks]),
+            "settings": np.array(self._settings()),
         }
         if self.results[0].success is not None:
             arrays["success"] = np.stack([result.success for result in self.results if result.success is not None])

@@ -247,7 +247,7 @@ def evaluate_adaptation(
     if is_meta_learning_agent(model):
         model = AdaptingAgent(model, adaptation_episodes=max(1, n_episodes - 1))
     # Episodes that training with the same seed has not started from: SB3 seeds slot i with seed + i
-    slot_seed = int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31)
+    slot_seed = derived_seed(seed)
     if isinstance(env_id, (gym.Env, VecEnv)):
         if env_kwargs:
             raise ValueError(f"env_kwargs={env_kwargs} are for an environment that is to be made, env_id is one already.")
@@ -285,6 +285,14 @@ def evaluate_adaptation(
         return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)
     finally:
         vec_env.close()
+
+
+def derived_seed(*entropy: int) -> int:
+    """
+    :param entropy: What the seed depends on, not negative
+    :return: A seed for environments, below 2^31: slots add their index to it
+    """
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] % 2**31)
 
 
 def make_trials(env_id: str | Callable[..., gym.Env[Any, Any]], env_kwargs: dict[str, Any]) -> TrialWrapper:
@@ -388,8 +396,8 @@ def _evaluate(
     if isinstance(trained_in, VecEnv) and trained_in.unwrapped is vec_env.unwrapped:
         model._last_obs = None  # its trials are broken off: learn() starts new ones, with an empty memory
         # And other ones, as after other evaluations: its tasks would be drawn as the evaluation's seed has it, every time
-        entropy = [seed, model.num_timesteps, model.seed or 0]
-        vec_env.seed(int(np.random.SeedSequence(entropy).generate_state(1)[0] % 2**31))
+        # (_n_updates: learn() may count its steps anew)
+        vec_env.seed(derived_seed(seed, *(int(getattr(model, name, 0) or 0) for name in ("seed", "_n_updates"))))
     return _result(trials, time.perf_counter() - start, settings)
 
 

@@ -40,6 +40,8 @@ class PretrainedMixin(BaseAlgorithm):
     if only weights were saved."""
     saved_environment: dict[str, Any] | None = None
     """How the environment of a loaded model was made."""
+    saved_normalized: bool = False
+    """Whether a loaded model was trained behind ``VecNormalize(norm_obs=True)``."""
     train_command: str | None = None
     """The command that trained the model."""
 

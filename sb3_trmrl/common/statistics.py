@@ -112,16 +112,20 @@ def score_interval(
     :param confidence: Probability mass of the interval, in (0, 1)
     :param n_resamples: Number of resamples
     :param seed: Seed of the resampling
-    :return: Lower and upper bound, (n_episodes,) each. A resample in which the oracle is not above blind counts as infinite,
-        with the sign that the score has as the gap closes: the interval is open where the gap itself is uncertain
+    :return: Lower and upper bound, (n_episodes,) each. A resample in which the oracle is not above blind says nothing, so it
+        counts as minus infinity for the lower and as infinity for the upper bound: where that happens often enough to matter,
+        the gap itself is uncertain, and the interval open
     """
     scores = []
     for runs, tasks in _draws(returns, n_resamples, seed):
         mean = _drawn_mean(returns, runs, tasks)
         low, high = (part[tasks].mean(axis=1) if paired else part.mean(axis=0) for part in (blind, oracle))
-        gained, gap = mean - low, np.broadcast_to(high - low, mean.shape)
-        scores.append(np.divide(gained, gap, out=np.where(gained < 0.0, -np.inf, np.inf), where=gap > 0.0))
-    return _percentiles(np.concatenate(scores), confidence)
+        gap = np.broadcast_to(high - low, mean.shape)
+        scores.append(np.divide(mean - low, gap, out=np.full(mean.shape, np.nan), where=gap > 0.0))
+    drawn = np.concatenate(scores)
+    lower, _ = _percentiles(np.where(np.isnan(drawn), -np.inf, drawn), confidence)
+    _, upper = _percentiles(np.where(np.isnan(drawn), np.inf, drawn), confidence)
+    return lower, upper
 
 
 def _draws(returns: np.ndarray, n_resamples: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

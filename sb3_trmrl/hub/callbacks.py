@@ -91,7 +91,7 @@ class PretrainedCheckpointCallback(BaseCallback):
         if latest is not None and _steps(latest) > self.model.num_timesteps:
             raise ValueError(
                 f"save_path={str(self.save_path)!r} holds {latest.name}, this training is at {self.model.num_timesteps} "
-                "steps: give it a folder of its own, move that one away, or go on from it: "
+                "steps: give it a folder of its own, move the checkpoints and best away, or go on from it: "
                 f"from_pretrained({str(latest)!r}) and "
                 "learn(..., reset_num_timesteps=False)."
             )
@@ -99,7 +99,10 @@ class PretrainedCheckpointCallback(BaseCallback):
         self._saved_at = self.model.num_timesteps
         record = self.save_path / "best.json"
         if self.model.num_timesteps > 0 and record.exists():
-            self.best_score = float(json.loads(record.read_text(encoding="utf-8"))["score"])
+            best = json.loads(record.read_text(encoding="utf-8"))
+            # What a training that is gone found later is no measure for this one
+            if best["num_timesteps"] <= self.model.num_timesteps:
+                self.best_score = float(best["score"])
 
     def _on_rollout_start(self) -> None:
         self._save_if_due()

@@ -7,7 +7,7 @@ from typing import Any
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub.description import encode_value
 from sb3_trmrl.hub.errors import PretrainedError
-from sb3_trmrl.hub.pretrained import find_folder, load, read_config
+from sb3_trmrl.hub.pretrained import check_acts_alone, find_folder, load, read_config
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> list[argparse.ArgumentParser]:
@@ -56,6 +56,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     return [push, pull]
 
 
+def printable(text: str) -> str:
+    """
+    :param text: What a file says, which may be anybody's
+    :return: It without the control characters that a terminal obeys: as escapes, but for line breaks
+    """
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+
+
 def _hub_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     return {} if args.token is None else {"token": args.token}
 
@@ -84,11 +92,7 @@ def _load_zip(args: argparse.Namespace) -> MemoryPPO:
     run = load_run(args.folder, args.algo, args.env)
     if not isinstance(run.model, MemoryPPO):
         raise PretrainedError(f"{args.folder} holds a {type(run.model).__name__}, which is no algorithm of this package.")
-    if run.vec_normalize is not None:
-        raise PretrainedError(
-            f"{args.folder} was trained behind VecNormalize(norm_obs=True), whose statistics the published model would lack: "
-            "train it with norm_obs=False, the policy normalises."
-        )
+    check_acts_alone(run.vec_normalize is not None, args.folder)
     run.model.saved_environment = {
         "id": run.env_id,
         "kwargs": encode_value(run.env_kwargs, "env_kwargs"),
@@ -124,5 +128,4 @@ def _info(args: argparse.Namespace) -> None:
         "folder": str(folder),
     }
     for name, text in lines.items():
-        # The file may be anybody's, and a terminal obeys control characters
-        print(f"{name:<12} {''.join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)}")
+        print(printable(f"{name:<12} {text}"))

@@ -16,7 +16,6 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import FloatSchedule, check_for_correct_spaces, get_device
-from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Distribution
 from torch.nn.modules import module as module_hooks
 
@@ -108,14 +107,14 @@ def _sees_normalized(model: MemoryPPO) -> bool:
     return vec_normalize is not None and vec_normalize.norm_obs
 
 
-def check_acts_alone(config: dict[str, Any], name: str | Path) -> None:
+def check_acts_alone(normalized: bool, name: str | Path) -> None:
     """
-    :param config: ``config.json`` of a model
+    :param normalized: Whether a model was trained behind ``VecNormalize(norm_obs=True)``
     :param name: Of the model, for the error
-    :raises PretrainedError: if it was trained behind ``VecNormalize(norm_obs=True)``: without these statistics, which are part
-        of the state of its training, it acts on other observations than it has learned from
+    :raises PretrainedError: if so: without these statistics, which are part of the state of its training, it acts on other
+        observations than it has learned from
     """
-    if config["normalization"].get("vec_normalize_observations"):
+    if normalized:
         raise PretrainedError(
             f"{name} was trained behind VecNormalize(norm_obs=True), whose statistics others would lack: train it with "
             "norm_obs=False, the policy normalises."
@@ -142,7 +141,7 @@ def describe(model: MemoryPPO) -> dict[str, Any]:
         "environment": environment,
         "normalization": {
             "policy": model.policy.normalize_observations,
-            "vec_normalize_observations": _sees_normalized(model),
+            "vec_normalize_observations": model.saved_normalized if model.env is None else _sees_normalized(model),
         },
         "training": {
             "num_timesteps": model.num_timesteps,
@@ -201,8 +200,11 @@ def load(
         except ValueError as error:
             raise PretrainedError(f"env does not fit the model in {folder}: {error}") from error
     with _malformed(folder / CONFIG):
-        model = _build(cls, config, folder, observation_space, action_space, vec_env, device)
-    if config["normalization"].get("vec_normalize_observations") and not _sees_normalized(model):
+        n_envs = config["environment"]["n_envs"] if vec_env is None else vec_env.num_envs
+        model = _build(cls, config, folder, observation_space, action_space, n_envs, device)
+    if vec_env is not None:
+        model.set_env(vec_env)
+    if model.saved_normalized and not _sees_normalized(model):
         warnings.warn(
             f"The model in {folder} was trained behind VecNormalize(norm_obs=True) and does not act well without: pass an env "
             "behind VecNormalize, which gets the statistics when training goes on.",
@@ -316,20 +318,19 @@ def _build(
     folder: Path,
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
-    vec_env: VecEnv | None,
+    n_envs: Any,
     device: th.device,
 ) -> MemoryPPO:
     """:return: The model without weights: whatever is too large, or does not fit the weights, is found before it is made."""
     policy_class = look_up(cls.policy_aliases, config["policy"], f"policy of {cls.__name__}")
     hyperparameters = read_hyperparameters(cls, config["hyperparameters"])
     infos = read_tensor_infos(folder, WEIGHTS)
-    n_envs = config["environment"]["n_envs"] if vec_env is None else vec_env.num_envs
     if isinstance(n_envs, bool) or not isinstance(n_envs, int) or not 1 <= n_envs <= MAX_ENVS:
         raise MalformedFileError(f"n_envs must be an integer in [1, {MAX_ENVS}], got {str(n_envs)[:50]}.")
 
     # Loading leaves the random numbers of the process alone
     with th.random.fork_rng(devices=[]):
-        model = cls(policy_class, vec_env, device=device, _init_setup_model=False, **hyperparameters)  # type: ignore[arg-type]
+        model = cls(policy_class, None, device=device, _init_setup_model=False, **hyperparameters)  # type: ignore[arg-type]
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
         _check_before_building(model, infos)
         seed, model.seed = model.seed, None
@@ -337,9 +338,8 @@ def _build(
         model.seed = seed
     model.saved_environment = config["environment"]
     model.num_timesteps = config["training"]["num_timesteps"]
+    model.saved_normalized = bool(config["normalization"].get("vec_normalize_observations", False))
     model.train_command = config["training"]["command"]
-    if model.env is not None:
-        model._check_tokens(model.env)
     return model
 
 

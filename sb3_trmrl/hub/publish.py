@@ -68,7 +68,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, Path(temporary) / "model", training_state)
         config = read_config(folder)
-        check_acts_alone(config, "The model")
+        check_acts_alone(config["normalization"]["vec_normalize_observations"], "The model")
         if adaptation is None:
             adaptation = evaluate_for_card(model, config, n_eval_tasks)
         zip_name = add_sb3_files(model, config, folder) if sb3_zip else None
@@ -88,7 +88,7 @@ def push_to_hub(
             create_pr=create_pr,
             commit_message=commit_message or f"{config['algorithm']} after {model.num_timesteps:,} steps",
             # Files of an earlier push that this one does not have
-            delete_patterns=[*sorted(MODEL_FILES), PICTURE, VIDEO, *SB3_FILES, f"{_zoo_name(config)}-*.zip"],
+            delete_patterns=[*sorted(MODEL_FILES), PICTURE, VIDEO, *SB3_FILES, zip_file_name(config)],
         )
     return commit.pr_url or commit.commit_url
 
@@ -125,7 +125,7 @@ def add_sb3_files(model: MemoryPPO, config: dict[str, Any], folder: Path) -> str
     """
     if config["environment"]["id"] is None:
         raise PretrainedError("sb3_zip needs an environment that gym.make has made: its id is part of the zip's name.")
-    name = ModelName(_zoo_name(config), EnvironmentName(config["environment"]["id"])).filename
+    name = zip_file_name(config)
     write_zoo_files(model, config, folder, folder / name)
     (folder / "env_kwargs.yml").write_text(
         yaml.safe_dump(decode_value(config["environment"]["kwargs"] or {})), encoding="utf-8"
@@ -133,6 +133,14 @@ def add_sb3_files(model: MemoryPPO, config: dict[str, Any], folder: Path) -> str
     with zipfile.ZipFile(folder / "train_eval_metrics.zip", "w"):
         pass
     return name
+
+
+def zip_file_name(config: dict[str, Any]) -> str:
+    """
+    :param config: ``config.json`` of a model
+    :return: Name of its zip of SB3 on the Hub
+    """
+    return str(ModelName(_zoo_name(config), EnvironmentName(str(config["environment"]["id"]))).filename)
 
 
 def _zoo_name(config: dict[str, Any]) -> str:
@@ -202,7 +210,7 @@ def pull_for_zoo(repo_id: str, logs: str | Path, revision: str | None = None, **
     """
     downloaded = find_folder(repo_id, revision, **hub_kwargs)
     config = read_config(downloaded)
-    check_acts_alone(config, repo_id)
+    check_acts_alone(config["normalization"].get("vec_normalize_observations", False), repo_id)
     env_id = config["environment"]["id"]
     # It becomes part of a path
     if env_id is None or not re.fullmatch(r"[\w:.-]+(/[\w:.-]+)?", env_id) or env_id.count(":") > 1:

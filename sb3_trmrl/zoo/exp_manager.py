@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import optuna
 from gymnasium.envs.registration import load_env_creator
 from rl_zoo3.exp_manager import ExperimentManager as ZooExperimentManager
@@ -16,17 +15,18 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_trmrl import hyperparams_dir
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import fastest_vec_env
+from sb3_trmrl.common.evaluation import derived_seed
 from sb3_trmrl.envs.registration import evaluation_kwargs
-
-MAX_SEED = 1 << 31
-"""Seeds of environments are below; every slot adds its index."""
 
 
 def _takes_split(env_id: str) -> bool:
-    """:return: Whether an id makes trial environments, which have the keyword ``split``: ours, or a user's own family."""
+    """:return: Whether an id makes trial environments, ours or a user's own: whether its entry point names their keywords."""
     entry_point = gym.spec(env_id).entry_point
     maker = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    return maker is not None and "split" in inspect.signature(maker).parameters
+    try:
+        return {"episodes_per_trial", "split"} <= set(inspect.signature(maker).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # no entry point, or one without a signature
+        return False
 
 
 class MetaExperimentManager(ZooExperimentManager):
@@ -94,7 +94,7 @@ class MetaExperimentManager(ZooExperimentManager):
         """
         training_seed = self.seed
         if eval_env and self._has_splits:
-            self.seed = int(np.random.SeedSequence([training_seed, 1]).generate_state(1)[0]) % MAX_SEED
+            self.seed = derived_seed(training_seed, 1)
         try:
             return super().create_envs(n_envs, eval_env, no_log)
         finally:
