@@ -75,8 +75,9 @@ class MetaExperimentManager(ZooExperimentManager):
         if not self._has_splits:
             return self._zoo_eval_env_kwargs
         split = "train" if self.optimize_hyperparameters else "test"
-        trial_length = {name: value for name, value in self.env_kwargs.items() if name == "episodes_per_trial"}
-        return {**evaluation_kwargs(self.env_kwargs), **trial_length, "split": split, **(self._eval_env_kwargs_args or {})}
+        names = {"episodes_per_trial", *evaluation_kwargs(self.env_kwargs)}
+        kept = {name: value for name, value in self.env_kwargs.items() if name in names}
+        return {**kept, "split": split, **(self._eval_env_kwargs_args or {})}
 
     @eval_env_kwargs.setter
     def eval_env_kwargs(self, eval_env_kwargs: dict[str, Any]) -> None:
