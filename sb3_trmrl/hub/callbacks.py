@@ -92,8 +92,7 @@ class PretrainedCheckpointCallback(BaseCallback):
             raise ValueError(
                 f"save_path={str(self.save_path)!r} holds {latest.name}, this training is at {self.model.num_timesteps} "
                 "steps: give it a folder of its own, move the checkpoints and best away, or go on from it: "
-                f"from_pretrained({str(latest)!r}) and "
-                "learn(..., reset_num_timesteps=False)."
+                f"from_pretrained({str(latest)!r}) and learn(..., reset_num_timesteps=False)."
             )
         # After a resumption: the next multiple of save_freq, and the best so far
         self._saved_at = self.model.num_timesteps
