@@ -619,6 +619,39 @@ print("closed")
     assert_gone(processes)
 
 
+def test_an_interrupt_at_any_moment_tears_no_message() -> None:
+    # Steps that take no time, so that messages are most of it
+    end = """
+class Quick(Mine):
+    def step(self, action):
+        return np.ones(2, np.float32), 1.0, False, False, {}
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+quick = ProcessVecEnv([Quick] * 3, n_workers=2)
+for attempt in range(200):
+    try:
+        quick.reset()
+        print(attempt, flush=True)
+        while True:
+            quick.step(np.zeros((3, 1)))
+    except KeyboardInterrupt:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+env.close()
+quick.close()
+print("closed")
+"""
+    script = run_script(end, start_new_session=True)
+    processes = read_pids(script)
+    assert script.stdout is not None
+    for attempt in range(200):
+        assert script.stdout.readline() == f"{attempt}\n"
+        time.sleep(attempt * 1e-5)
+        os.killpg(script.pid, signal.SIGINT)
+    out, err = script.communicate(timeout=60)
+    assert (script.returncode, out, err) == (0, "closed\n", "")
+    assert_gone(processes)
+
+
 def test_metaworld_equals_dummy_vec_env_bit_for_bit() -> None:
     pytest.importorskip("metaworld")
     kwargs: dict[str, Any] = {"n_envs": 3, "seed": 3, "env_kwargs": {"horizon": 20}}

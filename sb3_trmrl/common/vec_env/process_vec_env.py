@@ -68,6 +68,26 @@ def _context() -> Any:
     return context
 
 
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """
+    While messages go through pipes: an interrupt (Ctrl-C) is raised after them, since nobody can go on from half a message.
+    Takes 10 us, hence one for the messages of all workers.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield  # then Python interrupts nothing here
+        return
+    late: list[tuple[int, types.FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *interrupt: late.append(interrupt))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if late:
+        handler(*late[0])
+
+
 class _RemoteTraceback(Exception):
     """Shows where in the worker an error came from, as the cause of that error."""
 
@@ -139,25 +159,31 @@ class WorkerHandle:
         self._doing = f"it did {command}()"
         self._require_in_step()
         try:
-            self._out_of_step = True  # unless nothing interrupts us
+            self._out_of_step = True  # unless nothing interrupts us; ``_whole`` sees to that for Ctrl-C
             self.connection.send_bytes(message)
             self.n_pending += 1
             self._out_of_step = False
         except OSError:
             raise self.death() from None
 
+    def wait(self) -> None:
+        """
+        Wait until the worker replies.
+
+        :raises RuntimeError: If it died.
+        """
+        self._require_in_step()
+        while not self._readable.poll(1000 * POLL_SECONDS):
+            if not self.process.is_alive() and not self._readable.poll(0):
+                raise self.death()
+
     def receive(self) -> Any:
         """
-        Wait for the worker's reply to the oldest command.
-
-        :return: The reply.
+        :return: The worker's reply to the oldest command, when it is there.
         :raises RuntimeError: If the worker died.
         """
         self._require_in_step()
         try:
-            while not self._readable.poll(1000 * POLL_SECONDS):
-                if not self.process.is_alive() and not self._readable.poll(0):
-                    raise EOFError
             self._out_of_step = True
             reply = pickle.loads(self.connection.recv_bytes())
             if isinstance(reply, Events):
@@ -193,7 +219,9 @@ class WorkerHandle:
     def settle(self) -> None:
         """Take and forget replies that nobody waits for any more, since an interrupt or an error came between."""
         while self.n_pending:
-            self.receive()
+            self.wait()
+            with _whole():
+                self.receive()
 
     def ask_to_close(self) -> None:
         """Ask the process to close its environments and end, if it can hear."""
@@ -378,7 +406,10 @@ class ProcessVecEnv(VecEnv):
         """
         # All of them, so that none stays behind when another one has an error
         with self._noting_death():
-            replies = [worker.receive() for worker in workers]
+            for worker in workers:
+                worker.wait()
+            with _whole():
+                replies = [worker.receive() for worker in workers]
         return [self._checked(worker, reply, when) for worker, reply in zip(workers, replies, strict=True)]
 
     def _checked(self, worker: WorkerHandle, reply: Any, when: str | None) -> Any:
@@ -392,7 +423,7 @@ class ProcessVecEnv(VecEnv):
     def _ask_all(self, command: str, *arguments: Any, when: str | None = None) -> list[Any]:
         """:return: The workers' replies to a command."""
         self._require_ready()
-        with self._noting_death():
+        with self._noting_death(), _whole():
             for worker in self._workers:
                 worker.send(command, *arguments)
         return self._receive(self._workers, when)
@@ -405,7 +436,7 @@ class ProcessVecEnv(VecEnv):
         positions: dict[WorkerHandle, list[int]] = {}
         for position, slot in enumerate(slots):
             positions.setdefault(self._worker_of[slot], []).append(position)
-        with self._noting_death():
+        with self._noting_death(), _whole():
             for worker, chosen in positions.items():
                 worker.send(command, [slots[position] for position in chosen], *arguments)
         results: dict[int, Any] = {}
@@ -424,7 +455,7 @@ class ProcessVecEnv(VecEnv):
         :raises RuntimeError: If an environment raises an error, or a worker is dead.
         """
         self._require_ready()
-        with self._noting_death():
+        with self._noting_death(), _whole():
             for worker in self._workers:
                 seeds, options = ([values[slot] for slot in worker.slots] for values in (self._seeds, self._options))
                 worker.send("reset", seeds, options)
@@ -451,7 +482,7 @@ class ProcessVecEnv(VecEnv):
             raise ValueError(f"actions must have the shape {expected}, got {array.shape} of {array.dtype}")
         self._arrays.actions(array.shape, array.dtype.str)[...] = array
         message = pickle.dumps(("step", array.shape, array.dtype.str))
-        with self._noting_death():
+        with self._noting_death(), _whole():
             for worker in self._workers:
                 worker.send_message("step", message)
         self._stepping = True
