@@ -114,7 +114,7 @@ setup(
         "tests": [
             "black",
             "mypy",
-            "pytest>=8.0",
+            "pytest>=9.0",
             "pytest-xdist>=3.6",
             "ruff",
             "setuptools>=77.0.3",  # tests/test_packaging.py builds a wheel

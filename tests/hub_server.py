@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -50,6 +50,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.lfs_objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.lock = Lock()
         self.break_downloads = 0
         """How many of the next downloads of large files break off in the middle."""
 
@@ -232,8 +233,10 @@ class Handler(BaseHTTPRequestHandler):
         if start and int(start.group(1)) > 0:
             status, data = 206, data[int(start.group(1)) :]
             headers["Content-Range"] = f"bytes {start.group(1)}-{total - 1}/{total}"
-        if self.command == "GET" and self.server.break_downloads > 0 and total > 1000:
-            self.server.break_downloads -= 1
+        with self.server.lock:  # clients fetch several files at once
+            breaks = self.command == "GET" and self.server.break_downloads > 0 and total > 1000
+            self.server.break_downloads -= breaks
+        if breaks:
             self.send_response(status)
             for key, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(key, value)

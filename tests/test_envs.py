@@ -257,7 +257,7 @@ def test_plain_images(env_id: Any) -> None:
     env: Any = gym.make(env_id, render_mode="rgb_array")
     env.reset(seed=0)
     before = env.render()
-    env.step(env.action_space.sample())
+    env.step(0 if env_id == "MetaBandit-v0" else np.ones(2, np.float32))
     image = env.render()
     assert image.shape == (240, 240, 3)
     assert image.dtype == np.uint8

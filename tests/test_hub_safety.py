@@ -274,15 +274,21 @@ kept, *folders = sys.argv[1:]
 sb3_trmrl.load(kept, device="cpu")
 events = watch()
 results = {}
+def peak():
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Elsewhere that of getrusage is at least the parent's
+    return next(int(line.split()[1]) / 2**10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 for folder in folders:
-    before, events[:] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    before = peak()
+    events.clear()
     try:
         sb3_trmrl.load(folder, device="cpu")
         kind, text = "loaded", ""
     except PretrainedError as error:
         kind, text = type(error).__name__, str(error)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    results[folder.rpartition("/")[2]] = [kind, text, list(events), grown / (1 if sys.platform == "darwin" else 1024)]
+    loading = list(events)
+    results[folder.rpartition("/")[2]] = [kind, text, loading, peak() - before]
 print(json.dumps(results))
 """
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from functools import partial
 from typing import Any
@@ -493,12 +494,16 @@ def test_a_thousand_times_made_and_closed_leaves_nothing() -> None:
     for index in range(1000):
         cycle(close=index % 10 != 0)  # forgetting to close leaves nothing either
     gc.collect()
+    until = time.monotonic() + 5  # threading.Thread.join() returns a moment before the thread is gone
+    while n_native_threads() != threads and time.monotonic() < until:
+        time.sleep(0.01)
     assert n_native_threads() == threads
     assert len(os.listdir("/proc/self/fd")) == files
     assert resident() - memory < 20e6  # one simulation each that stays would be 25 MB and more
 
 
 def test_close_ends_the_threads() -> None:
+    gc.collect()  # threads of what other tests dropped
     before = threading.active_count()
     env = make(n_envs=4, n_threads=3)
     env.reset()
@@ -536,6 +541,43 @@ print("both went on", flush=True)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "both went on\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forks_of_one_thread_leave_the_steps_of_another_alone() -> None:
+    program = """
+import os, sys, threading, warnings
+import numpy as np
+from sb3_trmrl.common.env_util import make_meta_vec_env
+warnings.filterwarnings("ignore", ".*multi-threaded, use of fork.*")
+def steps(n_threads):
+    env = make_meta_vec_env("HumanoidDir-v0", n_envs=8, seed=0, vec_env_kwargs={"n_threads": n_threads})
+    rng = np.random.default_rng(0)
+    env.reset()
+    while True:
+        yield env.step(rng.uniform(-1, 1, (8, 17)).astype(np.float32))[0]
+def run():
+    for token in steps(n_threads=2):
+        tokens.append(token)
+        if n_forks == 50:
+            return
+tokens, n_forks = [], 0
+thread = threading.Thread(target=run)
+thread.start()
+while n_forks < 50:
+    child = os.fork()
+    if child == 0:
+        if n_forks == 0:
+            sys.exit(0)  # with everything that happens at exit
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    n_forks += 1
+thread.join()
+for token, expected in zip(tokens, steps(n_threads=1)):
+    assert np.array_equal(token, expected)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_next_to_a_subproc_vec_env() -> None:

@@ -91,7 +91,7 @@ def test_constraints_pin_every_direct_dependency_once_and_within_its_bounds() ->
 def test_wheel_from_sdist_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     # A copy, since a build leaves folders behind, and a stale build folder would find its way into the wheel
     source, dist, site = tmp_path / "source", tmp_path / "dist", tmp_path / "site"
-    leftovers = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "logs", "venv")
+    leftovers = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "logs", "runs", "venv")
     shutil.copytree(ROOT, source, ignore=leftovers)
     dist.mkdir()
 

@@ -1,5 +1,6 @@
 """ProcessVecEnv against DummyVecEnv of the same environments, bit for bit; its processes and how they fail."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -550,48 +551,74 @@ class Mine(gym.Env):
 
 print("once")
 env = ProcessVecEnv([Mine] * 3, n_workers=2)
-print(*[worker.process.pid for worker in env._workers], flush=True)
+print(env._arrays.name, *[worker.process.pid for worker in env._workers], flush=True)
 env.reset()
 """
 
 
-def run_script(end: str, **kwargs: Any) -> subprocess.Popen[str]:
-    script = SCRIPT + end
-    return subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+class Script:
+    """
+    A script that has made an environment. At the end of the ``with`` it is gone, whatever happened.
 
+    :param end: What it does then.
+    :param file: Where to write it, so that other processes could run it again; None hands it to Python as it is.
+    """
 
-def read_pids(script: subprocess.Popen[str]) -> list[int]:
-    assert script.stdout is not None
-    # Its own environment class came back as it is, and the script has run once only: it needs no guard for its main part
-    assert script.stdout.readline() == "once\n"
-    return [int(pid) for pid in script.stdout.readline().split()]
+    def __init__(self, end: str, file: Path | None = None):
+        if file is not None:
+            file.write_text(SCRIPT + end)
+        command = [sys.executable, *(["-c", SCRIPT + end] if file is None else [str(file)])]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def __enter__(self) -> "Script":
+        # The script has run once only: it needs no guard for its main part
+        self.expect("once")
+        assert self.process.stdout is not None
+        memory, *workers = self.process.stdout.readline().split()
+        self.memory = Path("/dev/shm", memory.lstrip("/"))
+        self.workers = [int(pid) for pid in workers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def expect(self, line: str) -> None:
+        """Wait for a line on stdout."""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        got = self.process.stdout.readline()
+        assert got == f"{line}\n", self.process.stderr.read() if got == "" else "another line"
+
+    def interrupt(self) -> None:
+        """As a terminal does."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def assert_ends(self, out: str) -> None:
+        """It ends by itself, with this on stdout, nothing on stderr, and leaves nothing."""
+        assert (*self.process.communicate(timeout=60), self.process.returncode) == (out, "", 0)
+        self.assert_leaves_nothing()
+
+    def assert_leaves_nothing(self) -> None:
+        assert_gone(self.workers)
+        assert not self.memory.exists()
 
 
 def test_script_without_guard_and_without_close_leaves_nothing(tmp_path: Path) -> None:
-    # As a file, which other processes could run again
-    file = tmp_path / "script.py"
-    file.write_text(SCRIPT + "_, _, _, infos = env.step(np.zeros((3, 1)))\nassert infos[0]['mine'] is Mine\n")
-    before = set(os.listdir("/dev/shm"))
-    script = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    processes = read_pids(script)
-    out, err = script.communicate(timeout=60)
-    assert (script.returncode, out, err) == (0, "", "")
-    assert_gone(processes)
-    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+    # Its own environment class comes back as it is
+    end = "_, _, _, infos = env.step(np.zeros((3, 1)))\nassert infos[0]['mine'] is Mine\n"
+    with Script(end, tmp_path / "script.py") as script:
+        script.assert_ends("")
 
 
 def test_workers_end_with_the_main_process() -> None:
-    script = run_script("while True: env.step(np.zeros((3, 1)))")
-    processes = read_pids(script)
-    before = set(os.listdir("/dev/shm"))
-    time.sleep(0.3)
-    script.kill()
-    script.wait()
-    assert_gone(processes)
-    assert set(os.listdir("/dev/shm")) <= before
-    script.communicate()
+    with Script("while True: env.step(np.zeros((3, 1)))") as script:
+        time.sleep(0.3)
+        script.process.kill()
+        script.process.wait()
+        script.assert_leaves_nothing()
 
 
 def test_interrupt_reaches_the_main_process_only_and_it_can_go_on() -> None:
@@ -609,14 +636,11 @@ assert env.step(np.zeros((3, 1)))[1].tolist() == [1.0, 1.0, 1.0]
 env.close()
 print("closed")
 """
-    script = run_script(end, start_new_session=True)
-    processes = read_pids(script)
-    assert script.stdout is not None and script.stdout.readline() == "stepping\n"
-    time.sleep(0.2)
-    os.killpg(script.pid, signal.SIGINT)  # as a terminal does
-    out, err = script.communicate(timeout=60)
-    assert (script.returncode, out, err) == (0, "interrupted\nclosed\n", "")
-    assert_gone(processes)
+    with Script(end) as script:
+        script.expect("stepping")
+        time.sleep(0.2)
+        script.interrupt()
+        script.assert_ends("interrupted\nclosed\n")
 
 
 def test_an_interrupt_at_any_moment_tears_no_message() -> None:
@@ -640,16 +664,12 @@ env.close()
 quick.close()
 print("closed")
 """
-    script = run_script(end, start_new_session=True)
-    processes = read_pids(script)
-    assert script.stdout is not None
-    for attempt in range(200):
-        assert script.stdout.readline() == f"{attempt}\n"
-        time.sleep(attempt * 1e-5)
-        os.killpg(script.pid, signal.SIGINT)
-    out, err = script.communicate(timeout=60)
-    assert (script.returncode, out, err) == (0, "closed\n", "")
-    assert_gone(processes)
+    with Script(end) as script:
+        for attempt in range(200):
+            script.expect(str(attempt))
+            time.sleep(attempt * 1e-5)
+            script.interrupt()
+        script.assert_ends("closed\n")
 
 
 def test_metaworld_equals_dummy_vec_env_bit_for_bit() -> None:

@@ -352,6 +352,14 @@ def test_other_files_in_the_folder_are_never_removed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_at_any_step_the_old_or_the_new_model_loads(tmp_path: Path) -> None:
+    # Forked from a process that is small: this one may hold the environments of many tests
+    program = "import sys, pathlib, tests.test_save_pretrained as t; t.kill_at_every_step(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def kill_at_every_step(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     first, second = small(), small()
     first.num_timesteps, second.num_timesteps = 1, 2

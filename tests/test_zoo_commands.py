@@ -48,7 +48,7 @@ class FreshVenv:
         self.before = self.files()
         # A copy, since a build leaves folders behind
         source = folder / "source"
-        leftovers = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "logs", "venv")
+        leftovers = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "logs", "runs", "venv")
         shutil.copytree(ROOT, source, ignore=leftovers)
         offline = ("--no-deps", "--no-build-isolation", "--no-index")
         if kind == "wheel":
@@ -200,6 +200,8 @@ def test_paper_settings_in_subprocesses_and_baselines(zoo):
         "--env-kwargs",
         "episodes_per_trial:2",
         "horizon:10",
+        "-f",
+        "paper",
     )
     printed = zoo.python("-m", "rl_zoo3.train", "--algo", "trmrl", "--env", CHEETAH, "-n", "160", *paper, *small)
     assert "hyperparams/trmrl_paper.yml" in printed and "policy_decay" in printed

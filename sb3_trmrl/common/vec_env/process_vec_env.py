@@ -204,7 +204,7 @@ class WorkerHandle:
     def death(self) -> RuntimeError:
         """:return: The error that tells how the process ended."""
         self.n_pending = 0
-        self.process.join(POLL_SECONDS)
+        self.process.join(CLOSE_SECONDS)  # the code comes by way of the server of processes, later than the end of the pipe
         code = self.process.exitcode
         how = "closed its connection" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
