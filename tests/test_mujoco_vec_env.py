@@ -495,9 +495,9 @@ def test_a_thousand_times_made_and_closed_leaves_nothing() -> None:
         cycle(close=index % 10 != 0)  # forgetting to close leaves nothing either
     gc.collect()
     until = time.monotonic() + 5  # threading.Thread.join() returns a moment before the thread is gone
-    while n_native_threads() != threads and time.monotonic() < until:
+    while n_native_threads() > threads and time.monotonic() < until:
         time.sleep(0.01)
-    assert n_native_threads() == threads
+    assert n_native_threads() <= threads
     assert len(os.listdir("/proc/self/fd")) == files
     assert resident() - memory < 20e6  # one simulation each that stays would be 25 MB and more
 
@@ -546,7 +546,7 @@ print("both went on", flush=True)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forks_of_one_thread_leave_the_steps_of_another_alone() -> None:
     program = """
-import os, sys, threading, warnings
+import os, sys, threading, time, warnings
 import numpy as np
 from sb3_trmrl.common.env_util import make_meta_vec_env
 warnings.filterwarnings("ignore", ".*multi-threaded, use of fork.*")
@@ -562,9 +562,13 @@ def run():
         if n_forks == 50:
             return
 tokens, n_forks = [], 0
-thread = threading.Thread(target=run)
+thread = threading.Thread(target=run, daemon=True)
 thread.start()
 while n_forks < 50:
+    n_steps = len(tokens)
+    while len(tokens) == n_steps:
+        assert thread.is_alive()
+        time.sleep(0.001)
     child = os.fork()
     if child == 0:
         if n_forks == 0:
@@ -573,6 +577,7 @@ while n_forks < 50:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     n_forks += 1
 thread.join()
+assert len(tokens) >= 50
 for token, expected in zip(tokens, steps(n_threads=1)):
     assert np.array_equal(token, expected)
 """

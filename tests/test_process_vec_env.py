@@ -532,6 +532,7 @@ def test_training_ends_with_an_error_and_its_checkpoint_goes_on(tmp_path: Path) 
 
 SCRIPT = """
 import os, signal, sys, time
+signal.alarm(120)  # its end, should it hang
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -573,10 +574,12 @@ class Script:
         )
 
     def __enter__(self) -> "Script":
-        # The script has run once only: it needs no guard for its main part
-        self.expect("once")
-        assert self.process.stdout is not None
-        memory, *workers = self.process.stdout.readline().split()
+        try:
+            assert self.line() == "once"  # only: it needs no guard for its main part
+            memory, *workers = self.line().split()
+        except BaseException:
+            self.__exit__()
+            raise
         self.memory = Path("/dev/shm", memory.lstrip("/"))
         self.workers = [int(pid) for pid in workers]
         return self
@@ -586,11 +589,12 @@ class Script:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
-    def expect(self, line: str) -> None:
-        """Wait for a line on stdout."""
+    def line(self) -> str:
+        """:return: Its next line on stdout, as soon as it is there."""
         assert self.process.stdout is not None and self.process.stderr is not None
-        got = self.process.stdout.readline()
-        assert got == f"{line}\n", self.process.stderr.read() if got == "" else "another line"
+        line = self.process.stdout.readline()
+        assert line.endswith("\n"), self.process.stderr.read()
+        return line[:-1]
 
     def interrupt(self) -> None:
         """As a terminal does."""
@@ -637,7 +641,7 @@ env.close()
 print("closed")
 """
     with Script(end) as script:
-        script.expect("stepping")
+        assert script.line() == "stepping"
         time.sleep(0.2)
         script.interrupt()
         script.assert_ends("interrupted\nclosed\n")
@@ -666,10 +670,66 @@ print("closed")
 """
     with Script(end) as script:
         for attempt in range(200):
-            script.expect(str(attempt))
+            assert script.line() == str(attempt)
             time.sleep(attempt * 1e-5)
             script.interrupt()
         script.assert_ends("closed\n")
+
+
+def test_interrupted_while_it_closes_it_leaves_nothing() -> None:
+    # Workers that are told to close are in a step that lasts long
+    end = """
+class Slow(Mine):
+    def step(self, action):
+        time.sleep(100)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+env.close()
+env = ProcessVecEnv([Slow] * 2, n_workers=2)
+print(env._arrays.name, *[worker.process.pid for worker in env._workers], flush=True)
+env.reset()
+env.step_async(np.zeros((2, 1)))
+try:
+    print("closing", flush=True)
+    env.close()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+env.close()
+time.sleep(100)
+"""
+    with Script(end) as script:
+        memory, *workers = script.line().split()
+        assert script.line() == "closing"
+        time.sleep(0.5)
+        script.interrupt()
+        assert script.line() == "interrupted"
+        assert_gone([int(pid) for pid in workers])
+        assert not Path("/dev/shm", memory.lstrip("/")).exists()
+
+
+def test_an_interrupt_and_a_death_at_once_are_both_seen() -> None:
+    env = gadgets(2, 2)
+    env.reset()
+    os.kill(pids(env)[0], signal.SIGKILL)
+    env._workers[0].process.join()
+    interrupts = []
+
+    def note(number: int, frame: Any) -> None:
+        interrupts.append(number)
+
+    original = signal.signal(signal.SIGINT, note)
+    try:
+        with process_vec_env._whole(), pytest.raises(RuntimeError, match="worker 0"):
+            os.kill(os.getpid(), signal.SIGINT)
+            env.step(np.zeros(2, np.int64))
+        assert interrupts == [signal.SIGINT]
+        with pytest.raises(ZeroDivisionError), process_vec_env._whole():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise ZeroDivisionError
+        assert interrupts == [signal.SIGINT] * 2 and signal.getsignal(signal.SIGINT) is note
+    finally:
+        signal.signal(signal.SIGINT, original)
+    env.close()
 
 
 def test_metaworld_equals_dummy_vec_env_bit_for_bit() -> None:

@@ -72,20 +72,29 @@ def _context() -> Any:
 def _whole() -> Iterator[None]:
     """
     While messages go through pipes: an interrupt (Ctrl-C) is raised after them, since nobody can go on from half a message.
-    Takes 10 us, hence one for the messages of all workers.
+    Takes some 10 us, hence one for the messages of all workers.
     """
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield  # then Python interrupts nothing here
         return
     late: list[tuple[int, types.FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *interrupt: late.append(interrupt))
+    under_way, owner = True, os.getpid()
+
+    def defer(*interrupt: Any) -> None:
+        if under_way and os.getpid() == owner:
+            late.append(interrupt)
+        else:  # left behind: in a fork, or where another signal's handler raised before ours was taken back
+            handler(*interrupt)
+
+    signal.signal(signal.SIGINT, defer)
     try:
         yield
     finally:
+        under_way = False
         signal.signal(signal.SIGINT, handler)
-    if late:
-        handler(*late[0])
+        if late:
+            handler(*late[0])
 
 
 class _RemoteTraceback(Exception):
@@ -230,7 +239,7 @@ class WorkerHandle:
 
     def end(self, until: float) -> None:
         """
-        Wait for the process's end, or bring it about.
+        Wait for the process's end.
 
         :param until: When patience ends, by ``time.monotonic()``.
         """
@@ -242,7 +251,6 @@ class WorkerHandle:
                     if isinstance(reply, Failure):
                         warnings.warn(f"{self.name} raised an error before it ended:\n{reply.text}")
         self.process.join(max(0.0, until - time.monotonic()))
-        self.kill()
 
     def kill(self) -> None:
         """End the process now, if it has not ended."""
@@ -264,18 +272,18 @@ def _release(workers: list[WorkerHandle], arrays: list[SharedArrays], owner: int
     """
     if os.getpid() != owner:
         return
-    if gently:
-        for worker in workers:
-            worker.ask_to_close()
-        until = time.monotonic() + CLOSE_SECONDS
-        for worker in workers:
-            worker.end(until)
-    else:
-        for worker in workers:
-            worker.kill()
-    workers.clear()
-    while arrays:
-        arrays.pop().close()
+    try:
+        if gently:
+            for worker in workers:
+                worker.ask_to_close()
+            until = time.monotonic() + CLOSE_SECONDS
+            for worker in workers:
+                worker.end(until)
+    finally:  # an interrupt ends their time, and nothing stays
+        while workers:
+            workers.pop().kill()
+        while arrays:
+            arrays.pop().close()
 
 
 class ProcessVecEnv(VecEnv):
@@ -408,8 +416,8 @@ class ProcessVecEnv(VecEnv):
         with self._noting_death():
             for worker in workers:
                 worker.wait()
-            with _whole():
-                replies = [worker.receive() for worker in workers]
+        with _whole(), self._noting_death():
+            replies = [worker.receive() for worker in workers]
         return [self._checked(worker, reply, when) for worker, reply in zip(workers, replies, strict=True)]
 
     def _checked(self, worker: WorkerHandle, reply: Any, when: str | None) -> Any:
@@ -423,7 +431,7 @@ class ProcessVecEnv(VecEnv):
     def _ask_all(self, command: str, *arguments: Any, when: str | None = None) -> list[Any]:
         """:return: The workers' replies to a command."""
         self._require_ready()
-        with self._noting_death(), _whole():
+        with _whole(), self._noting_death():
             for worker in self._workers:
                 worker.send(command, *arguments)
         return self._receive(self._workers, when)
@@ -436,7 +444,7 @@ class ProcessVecEnv(VecEnv):
         positions: dict[WorkerHandle, list[int]] = {}
         for position, slot in enumerate(slots):
             positions.setdefault(self._worker_of[slot], []).append(position)
-        with self._noting_death(), _whole():
+        with _whole(), self._noting_death():
             for worker, chosen in positions.items():
                 worker.send(command, [slots[position] for position in chosen], *arguments)
         results: dict[int, Any] = {}
@@ -455,7 +463,7 @@ class ProcessVecEnv(VecEnv):
         :raises RuntimeError: If an environment raises an error, or a worker is dead.
         """
         self._require_ready()
-        with self._noting_death(), _whole():
+        with _whole(), self._noting_death():
             for worker in self._workers:
                 seeds, options = ([values[slot] for slot in worker.slots] for values in (self._seeds, self._options))
                 worker.send("reset", seeds, options)
@@ -482,7 +490,7 @@ class ProcessVecEnv(VecEnv):
             raise ValueError(f"actions must have the shape {expected}, got {array.shape} of {array.dtype}")
         self._arrays.actions(array.shape, array.dtype.str)[...] = array
         message = pickle.dumps(("step", array.shape, array.dtype.str))
-        with self._noting_death(), _whole():
+        with _whole(), self._noting_death():
             for worker in self._workers:
                 worker.send_message("step", message)
         self._stepping = True

@@ -39,8 +39,8 @@ class WorkSharing:
 
     The pool inside of ``mujoco.rollout`` leaves the calling thread idle, which was slower wherever it was tried.
 
-    The further threads start with the first call. They end with :meth:`stop`, before a fork (a child has none of its
-    parent's threads), at interpreter exit and when nothing refers to the object any more; a later call starts new ones.
+    The further threads start with the first call. They end with :meth:`stop`, at interpreter exit and when nothing refers to
+    the object any more; a later call starts new ones. So does one in a fork, which has none of its parent's threads.
 
     :param jobs: The jobs, each a function of the thread's number.
     :param n_threads: Number of threads, with the calling one.
@@ -54,8 +54,6 @@ class WorkSharing:
         self._threads: list[threading.Thread] = []
         self._begin: SimpleQueue[Iterator[Callable[[int], None]] | None] = SimpleQueue()
         self._finished: SimpleQueue[BaseException | None] = SimpleQueue()
-        # Nobody stops the threads while they work: neither what forks in another thread, nor what it does at exit
-        self._lock = threading.RLock()
         WorkSharing._alive.add(self)
 
     def __del__(self) -> None:
@@ -63,19 +61,18 @@ class WorkSharing:
 
     def __call__(self) -> None:
         """Do all jobs; an error in one of them is raised here."""
-        with self._lock:
-            if len(self._threads) < self._n_threads - 1:
-                self._start()
-            # Taking the next item of a list's iterator is one operation under the interpreter's lock
-            left = iter(self._jobs)
-            try:
-                for _ in self._threads:
-                    self._begin.put(left)
-                _do(left, 0)
-                errors = [error for error in [self._finished.get() for _ in self._threads] if error is not None]
-            except BaseException:  # an interrupt, say: do not take what the threads still report for the next call's
-                self.stop()
-                raise
+        if len(self._threads) < self._n_threads - 1:
+            self._start()
+        # Taking the next item of a list's iterator is one operation under the interpreter's lock
+        left = iter(self._jobs)
+        try:
+            for _ in self._threads:
+                self._begin.put(left)
+            _do(left, 0)
+            errors = [error for error in [self._finished.get() for _ in self._threads] if error is not None]
+        except BaseException:  # an interrupt, say: do not take what the threads still report for the next call's
+            self.stop()
+            raise
         if errors:
             raise errors[0]
 
@@ -91,13 +88,12 @@ class WorkSharing:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads, if there are any, when they have done what they do."""
-        with self._lock:
-            threads, self._threads = self._threads, []
-            for _ in threads:
-                self._begin.put(None)
-            for thread in threads:
-                thread.join()
+        """End the threads, if there are any."""
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._begin.put(None)
+        for thread in threads:
+            thread.join()
 
     @classmethod
     def stop_all(cls) -> None:
@@ -124,22 +120,13 @@ def _work(
         finished.put(error)
 
 
-_held: list[WorkSharing] = []
-
-
-def _before_fork() -> None:
-    _held.extend(WorkSharing._alive)
-    for sharing in _held:
-        sharing._lock.acquire()
-        sharing.stop()
-
-
-def _after_fork() -> None:
-    while _held:
-        _held.pop()._lock.release()
+def _forget_threads() -> None:
+    for sharing in list(WorkSharing._alive):
+        sharing._threads = []
 
 
 # Before the interpreter takes its threads down, so that none is in the middle of a step then
 atexit.register(WorkSharing.stop_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    # The parent's go on: another thread may be in the middle of a step
+    os.register_at_fork(after_in_child=_forget_threads)
