@@ -72,7 +72,7 @@ def _context() -> Any:
 def _whole() -> Iterator[None]:
     """
     While messages go through pipes: an interrupt (Ctrl-C) is raised after them, since nobody can go on from half a message.
-    Takes some 10 us, hence one for the messages of all workers.
+    Takes some 20 us, hence one for the messages of all workers.
     """
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
