@@ -70,6 +70,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "trmrl-10-epochs": ("trmrl", {"n_epochs": 10}),
     "trmrl-std-0.6": ("trmrl", {"policy_kwargs.log_std_init": -0.5}),
     "trmrl-gamma-0.95": ("trmrl", {"gamma": 0.95}),
+    "trmrl-bootstrap-episode-end": ("trmrl", {"bootstrap_episode_end": True}),
     "trmrl-xavier": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
     "trmrl-4-layers": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 4}),
     "trmrl-ff-256": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.ff_dim": 256}),
@@ -131,8 +132,8 @@ def make_recurrent_ppo(agent: str, env_id: str, seed: int) -> RecurrentPPO:
     """
     block = read_settings("trmrl", env_id)
     policy_kwargs = block.pop("policy_kwargs")
-    for name in ("n_timesteps", "policy"):
-        del block[name]
+    for name in ("n_timesteps", "policy", "bootstrap_episode_end"):
+        block.pop(name, None)
     env = make_meta_vec_env(env_id, block.pop("n_envs"), seed, env_kwargs=block.pop("env_kwargs"))
     return RecurrentPPO(
         "MlpLstmPolicy",

@@ -78,10 +78,10 @@ def test_tokens_of_a_trial_that_terminates() -> None:
     assert [info.get("inner_episode") for info in infos] == [
         None,
         None,
-        {"index": 1, "r": 66.0, "l": 3, "success": True},
+        {"index": 1, "r": 66.0, "l": 3, "terminated": True, "success": True},
         None,
         None,
-        {"index": 2, "r": 66.0, "l": 3, "success": True},
+        {"index": 2, "r": 66.0, "l": 3, "terminated": True, "success": True},
     ]
     assert ["trial" in info for info in infos] == [False] * 5 + [True]
     assert infos[-1]["trial"] == {"task": TASK, "returns": [66.0, 66.0], "lengths": [3, 3], "success": [True, True]}
@@ -96,6 +96,7 @@ def test_trial_cut_by_its_time_limit() -> None:
     np.testing.assert_array_equal(steps[3][0], [2, 2, 0.5, 22, 0])  # the state goes on: prev_done 0
     assert [step[2] for step in steps] == [False] * 4
     assert [step[3] for step in steps] == [False] * 3 + [True]
+    assert [step[4]["inner_episode"]["terminated"] for step in (steps[1], steps[3])] == [False, False]
 
 
 def test_trial_of_one_episode_and_of_one_step() -> None:

@@ -184,9 +184,10 @@ def collect(model: TrMRLPPO, callback: BaseCallback | None = None) -> None:
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
 
 
+@pytest.mark.parametrize("bootstrap_episode_end", [True, False])
 @pytest.mark.parametrize("bootstrap_trial_end", [True, False])
 @pytest.mark.parametrize("ends", ["terminated", "truncated"])
-def test_advantages_by_hand_across_episodes_and_at_trial_ends(ends, bootstrap_trial_end):
+def test_advantages_by_hand_across_episodes_and_at_trial_ends(ends, bootstrap_trial_end, bootstrap_episode_end):
     # Trials of 2 episodes of 3 steps, reward 1, every value is 10; episodes end really (length 3) or by the horizon
     task = {"reward": 1.0, "length": 3.0 if ends == "terminated" else 99.0}
     env = counter_vec_env(1, tasks=[task], horizon=3)
@@ -198,14 +199,19 @@ def test_advantages_by_hand_across_episodes_and_at_trial_ends(ends, bootstrap_tr
         gamma=gamma,
         gae_lambda=lam,
         bootstrap_trial_end=bootstrap_trial_end,
+        bootstrap_episode_end=bootstrap_episode_end,
         policy_kwargs=dict(normalize_observations=False),
     )
     constant_value_(model, value)
     collect(model)
-    # Steps 0-5 are the first trial: the inner boundary after step 2 is an ordinary transition. Step 5 ends the trial.
+    # Steps 0-5 are the first trial: the inner boundary after step 2 is an ordinary transition, unless its episode really ended
+    # and that is to be an end for the return, too. Step 5 ends the trial.
     end_value = value if ends == "truncated" and bootstrap_trial_end else 0.0
-    deltas = [1 + gamma * value - value] * 5 + [1 + gamma * end_value - value] + [1 + gamma * value - value] * 2
-    continues = [1, 1, 1, 1, 1, 0, 1, 0]
+    inner = 0 if ends == "terminated" and not bootstrap_episode_end else 1
+    deltas = [
+        1 + gamma * following - value for following in [value, value, inner * value, value, value, end_value, value, value]
+    ]
+    continues = [1, 1, inner, 1, 1, 0, 1, 0]
     expected, advantage = [], 0.0
     for delta, go_on in zip(reversed(deltas), reversed(continues), strict=True):
         advantage = delta + gamma * lam * go_on * advantage

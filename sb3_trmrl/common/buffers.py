@@ -84,7 +84,8 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         :param obs: Tokens as the policy saw them, (n_envs, ...)
         :param action: Actions, (n_envs, ...)
         :param reward: Rewards, (n_envs,)
-        :param episode_start: Whether a trial starts here, (n_envs,)
+        :param episode_start: Whether nothing that came before has an influence on the return: a trial starts here, or an
+            episode after a real end that is one for the return, too; (n_envs,)
         :param value: Estimated values, (n_envs, 1)
         :param log_prob: Log probabilities of the actions, (n_envs,)
         :param memory_start: Whether the memory was emptied before this token, (n_envs,)
@@ -164,8 +165,8 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
 
     def monte_carlo_returns(self, last_values: np.ndarray, dones: np.ndarray) -> np.ndarray:
         """
-        Discounted return from each step to the end of its trial, over inner episode boundaries; a trial that goes on behind
-        the rollout is continued with its value.
+        Discounted return from each step to the end of its trial, over inner episode boundaries (but for those that
+        :meth:`add` was told of); a trial that goes on behind the rollout is continued with its value.
 
         :param last_values: Values after the last step, (n_envs,)
         :param dones: Whether the trial ended with the last step, (n_envs,)

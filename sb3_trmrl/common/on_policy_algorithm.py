@@ -68,6 +68,9 @@ class MemoryPPO(PretrainedMixin, PPO):
     :param bootstrap_trial_end: Whether a trial whose episodes are used up is a time limit, behind which the value goes on as
         it was at the last step; the paper takes zero. (The value of the token behind the last step, as for the time limits of
         plain environments, is never fitted, and an agent that can steer it chases it: docs/guide/trmrl.md has the numbers.)
+    :param bootstrap_episode_end: Whether an episode that really ends in the middle of a trial is an ordinary step (the paper),
+        behind which the value of the next episode follows. If not, nothing follows: where episodes can fail, who is handed the
+        next one at once has no reason to stay on its feet
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for a policy without memory, an environment whose tokens VecNormalize would distort, options that do
         not fit together
@@ -104,6 +107,7 @@ class MemoryPPO(PretrainedMixin, PPO):
         seed: int | None = None,
         device: th.device | str = "auto",
         bootstrap_trial_end: bool = True,
+        bootstrap_episode_end: bool = True,
         _init_setup_model: bool = True,
     ):
         if not isinstance(policy, str) and not issubclass(policy, MemoryActorCriticPolicy):
@@ -112,6 +116,7 @@ class MemoryPPO(PretrainedMixin, PPO):
             n_envs = env.num_envs if isinstance(env, VecEnv) else 1
             n_steps = max(256, 8192 // n_envs)
         self.bootstrap_trial_end = bootstrap_trial_end
+        self.bootstrap_episode_end = bootstrap_episode_end
         self.trial_info_buffer: deque[dict[str, Any]] | None = None
         self.n_iterations = 0
         with warnings.catch_warnings():
@@ -276,6 +281,8 @@ class MemoryPPO(PretrainedMixin, PPO):
             # In mid-trial the memory is what the stored tokens give under the weights of now: the ratio starts at 1
             _, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
             memory_state = self.policy.state_from_context(rollout_buffer.context(memory_starts.cpu().numpy()))
+        # Where nothing that came before has an influence on the return
+        return_starts = self._last_episode_starts
         # One unit of value for the whole rollout: rewards are stored in it, values are predicted in it
         value_scale = self.policy.value_scale
         if self.use_sde:
@@ -325,13 +332,14 @@ class MemoryPPO(PretrainedMixin, PPO):
                     obs_tensor,
                     actions,
                     scaled_rewards,
-                    self._last_episode_starts,  # type: ignore[arg-type]
+                    return_starts,  # type: ignore[arg-type]
                     values,
                     log_probs,
                     memory_starts,
                 )
                 self._last_obs = new_obs  # type: ignore[assignment]
                 self._last_episode_starts = dones
+                return_starts = dones if self.bootstrap_episode_end else dones | self._real_ends(infos)
                 self.in_step = False
                 if not go_on:
                     # Only now: the memory of a continued training must know this step, and where its trial ended
@@ -342,7 +350,8 @@ class MemoryPPO(PretrainedMixin, PPO):
             obs_tensor, memory_starts = self._enter_memory(new_obs, dones)
             values = self.policy.predict_values(obs_tensor, memory_state, memory_starts)
 
-        self._compute_targets(rollout_buffer, values, dones)
+        assert return_starts is not None
+        self._compute_targets(rollout_buffer, values, return_starts)
         if self.policy.value_normalizer is not None:
             # Values do not enter the ratio, so their unit may follow the targets before the update that fits them
             self.policy.value_normalizer.update(rollout_buffer.returns * value_scale)
@@ -381,6 +390,11 @@ class MemoryPPO(PretrainedMixin, PPO):
         if plain:
             behind[plain] = self._terminal_values([infos[idx]["terminal_observation"] for idx in plain], plain, memory_state)
         return behind
+
+    @staticmethod
+    def _real_ends(infos: list[dict[str, Any]]) -> np.ndarray:
+        # Whether an episode of the trial really ended with the step, (n_envs,)
+        return np.array(["inner_episode" in info and info["inner_episode"]["terminated"] for info in infos], dtype=bool)
 
     def _terminal_values(self, observations: list[Any], slots: list[int], memory_state: MemoryState) -> np.ndarray:
         # The last token never gets to the policy: the VecEnv has already reset. It continues the memory of its episode.

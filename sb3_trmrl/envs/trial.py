@@ -116,10 +116,10 @@ class TrialWrapper(gym.Env[Any, Any]):
     **Trial end.** ``truncated`` if the last episode was cut by its time limit, ``terminated`` if it really ended. The
     observation of that step is the last episode's final one.
 
-    **Info.** At each episode's end ``info["inner_episode"] = {"index" (from 1), "r", "l"}``, at the trial's end
-    ``info["trial"] = {"task", "returns", "lengths"}``. Families that report ``info["success"]`` per step add
-    ``"success"`` to both (any step of the episode; a list in the latter) and ``info["is_success"]``, the success of the
-    last episode.
+    **Info.** At each episode's end ``info["inner_episode"] = {"index" (from 1), "r", "l", "terminated"}`` (whether it really
+    ended), at the trial's end ``info["trial"] = {"task", "returns", "lengths"}``. Families that report ``info["success"]``
+    per step add ``"success"`` to both (any step of the episode; a list in the latter) and ``info["is_success"]``, the success
+    of the last episode.
 
     **Randomness.** ``reset(seed=...)`` re-seeds everything. Tasks come from a stream of their own, one for each split, so
     the same seed meets the same tasks whatever the policy does, and other tasks in another split.
@@ -284,7 +284,7 @@ class TrialWrapper(gym.Env[Any, Any]):
         if not (terminated or truncated):
             return self._make_token(observation, prev_action, reward, 0.0), reward, False, False, info
 
-        info["inner_episode"] = self._end_episode()
+        info["inner_episode"] = self._end_episode(bool(terminated))
         if len(self._returns) < self.episodes_per_trial:
             observation, _ = self.env.reset()
             self._start_episode()
@@ -389,10 +389,11 @@ class TrialWrapper(gym.Env[Any, Any]):
         self._episode_length = 0
         self._episode_success = False
 
-    def _end_episode(self) -> dict[str, Any]:
+    def _end_episode(self, terminated: bool) -> dict[str, Any]:
         self._returns.append(self._episode_return)
         self._lengths.append(self._episode_length)
-        inner_episode = {"index": len(self._returns), "r": self._episode_return, "l": self._episode_length}
+        inner_episode: dict[str, Any] = {"index": len(self._returns), "r": self._episode_return, "l": self._episode_length}
+        inner_episode["terminated"] = terminated
         self._successes.append(self._episode_success)
         if self._has_success:
             inner_episode["success"] = self._episode_success

@@ -59,6 +59,9 @@ class TrMRLPPO(MemoryPPO):
     :param bootstrap_trial_end: Whether a trial whose episodes are used up is a time limit, behind which the value goes on as
         it was at the last step; the paper takes zero. (The value of the token behind the last step, as for the time limits of
         plain environments, is never fitted, and an agent that can steer it chases it: docs/guide/trmrl.md has the numbers.)
+    :param bootstrap_episode_end: Whether an episode that really ends in the middle of a trial is an ordinary step (the paper),
+        behind which the value of the next episode follows. If not, nothing follows: where episodes can fail, who is handed the
+        next one at once has no reason to stay on its feet
     :param two_phase_update: The paper's update instead of PPO's joint one: keyword arguments of
         :class:`~sb3_trmrl.trmrl_ppo.two_phase_update.TwoPhaseUpdate`
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -96,6 +99,7 @@ class TrMRLPPO(MemoryPPO):
         seed: int | None = None,
         device: th.device | str = "auto",
         bootstrap_trial_end: bool = True,
+        bootstrap_episode_end: bool = True,
         two_phase_update: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
     ):
@@ -134,6 +138,7 @@ class TrMRLPPO(MemoryPPO):
             seed=seed,
             device=device,
             bootstrap_trial_end=bootstrap_trial_end,
+            bootstrap_episode_end=bootstrap_episode_end,
             _init_setup_model=_init_setup_model,
         )
 
