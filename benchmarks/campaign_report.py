@@ -43,6 +43,7 @@ CHANGE_LABELS = {
     "trmrl-10-epochs": "TrMRL with 10 epochs",
     "trmrl-std-0.6": "TrMRL with actions that start with a standard deviation of 0.6",
     "trmrl-gamma-0.95": "TrMRL with a discount of 0.95",
+    "trmrl-bootstrap-episode-end": "TrMRL for which an episode's real end is an ordinary step",
     "trmrl-xavier": "TrMRL without T-Fixup (Xavier)",
     "trmrl-4-layers": "TrMRL with 4 layers",
     "trmrl-1-layer": "TrMRL with 1 layer",
@@ -310,22 +311,24 @@ def grouped(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
     return by_agent
 
 
-def sections(runs: Runs, speed_runs: Runs) -> dict[str, str]:
+def sections(runs: Runs, speed_runs: Runs, page: str) -> dict[str, str]:
     """
     :param runs: All runs.
     :param speed_runs: Short runs that were made to be timed.
+    :param page: Where it goes. Agents are compared, and a picture of them drawn, where it has a place for that.
     :return: Generated text by the name of its place.
     """
     parts = {"speed of learn": f"{learn_speed(speed_runs)}\n\n{origin(speed_runs)}"} if speed_runs else {}
     for family in sorted({run["family"] for run in runs}):
         of_family = [run for run in runs if run["family"] == family]
-        longest = of_length(of_family, max(run["timesteps"] for run in of_family))
-        by_agent = grouped(longest)
-        image = f"results_{family.removesuffix('-v0').lower()}.png"
-        picture(by_agent, family, DOCS / "images" / image)
-        parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(longest)}\n\n![{family}](images/{image})"
-        parts[f"{family}: fresh tasks"] = fresh_table(by_agent)
-        parts[f"{family}: speed"] = speed(by_agent)
+        if f"<!-- {family}: agents -->" in page:
+            longest = of_length(of_family, max(run["timesteps"] for run in of_family))
+            by_agent = grouped(longest)
+            image = f"results_{family.removesuffix('-v0').lower()}.png"
+            picture(by_agent, family, DOCS / "images" / image)
+            parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(longest)}\n\n![{family}](images/{image})"
+            parts[f"{family}: fresh tasks"] = fresh_table(by_agent)
+            parts[f"{family}: speed"] = speed(by_agent)
         lengths = [run["timesteps"] for run in of_family if run["agent"] in CHANGES]
         if lengths:
             equally_long = of_length(of_family, max(lengths, key=lengths.count))
@@ -343,7 +346,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seeds {EVAL_SEEDS}")
     text = arguments.page.read_text(encoding="utf-8")
-    for name, content in sections(read_results(arguments.results), read_results(SPEED_RESULTS)).items():
+    for name, content in sections(read_results(arguments.results), read_results(SPEED_RESULTS), text).items():
         text, count = re.subn(
             rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
             lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}",  # type: ignore[misc]
