@@ -91,8 +91,10 @@ def _whole() -> Iterator[None]:
     try:
         yield
     finally:
-        under_way = False
-        signal.signal(signal.SIGINT, handler)
+        try:
+            signal.signal(signal.SIGINT, handler)
+        finally:
+            under_way = False
         if late:
             handler(*late[0])
 
