@@ -97,8 +97,6 @@ def read_settings(file: str, env_id: str, changes: dict[str, Any] | None = None)
     :return: The block as RL Zoo reads it.
     """
     block = zoo_settings.read_settings(file, env_id)
-    if isinstance(block.get("policy_kwargs"), str):  # as the zoo does
-        block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th, "dict": dict})
     for name, value in (changes or {}).items():
         *path, last = name.split(".")
         place = block

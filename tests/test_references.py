@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sb3_trmrl import AdaptationResult, evaluate_adaptation, hyperparams_dir
+from sb3_trmrl import AdaptationResult, TrMRLPPO, evaluate_adaptation, hyperparams_dir
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import relevant_kwargs
 from sb3_trmrl.common.references import (
@@ -209,7 +209,7 @@ def test_other_settings_are_other_agents(cache, monkeypatch):
     only = dict(agents=["reactive"], **TINY)
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
     settings = files.training_settings("MetaBandit-v0")
-    monkeypatch.setattr(files, "training_settings", lambda env_id: {**settings, "gamma": 0.5})
+    monkeypatch.setattr(files, "training_settings", lambda env_id, conf_file: {**settings, "gamma": 0.5})
     trained = []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -299,6 +299,16 @@ def test_names_of_files():
     names = {file_name("PointRobot-v0", dict(horizon=n)) for n in (5, 6, 20)}
     assert len(names) == 3
     assert relevant_kwargs("PointRobot-v0", dict(horizon=5, split="ood")) == {"horizon": 5}
+
+
+def test_settings_of_a_file(cache, tmp_path):
+    conf_file = tmp_path / "mine.yml"
+    conf_file.write_text("HalfCheetahVel-v0: {n_timesteps: 1, policy: TrMRLPolicy, n_steps: 8, batch_size: 8, gamma: 0.5}")
+    make_references("HalfCheetahVel-v0", ["reactive"], n_tasks=1, n_episodes=1, env_kwargs={"horizon": 4}, conf_file=conf_file)
+    (agent,) = cache.rglob("reactive_seed0_1_steps_*.zip")
+    model = TrMRLPPO.load(agent)
+    # As they stand there, not as perceptrons want them on physics
+    assert (model.gamma, model.n_envs, model.n_steps, model.batch_size, model.n_epochs) == (0.5, 1, 8, 8, 10)
 
 
 def test_mistakes():

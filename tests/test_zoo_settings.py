@@ -1,6 +1,7 @@
 """``read_settings`` against the files themselves and against what the zoo makes of them."""
 
 import pytest
+import torch as th
 import yaml
 
 from sb3_trmrl import hyperparams_dir
@@ -25,9 +26,32 @@ def test_is_a_copy_and_knows_the_default():
 
 def test_unknown_schedule_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("sb3_trmrl.hyperparams_dir", lambda: tmp_path)
-    (tmp_path / "trmrl.yml").write_text("default: {clip_range: cos_0.2}")
+    (tmp_path / "trmrl.yml").write_text("default: {n_timesteps: 1, policy: P, clip_range: cos_0.2}")
     with pytest.raises(ValueError, match=r"clip_range of X-v0 .* like 'lin_3e-4', got 'cos_0.2'"):
         read_settings("trmrl", "X-v0")
+
+
+def test_file_of_the_user(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text("X-v0: {n_timesteps: 9, policy: P, policy_kwargs: 'dict(optimizer_class=th.optim.AdamW, net_arch=[2])'}")
+    policy_kwargs = {"optimizer_class": th.optim.AdamW, "net_arch": [2]}
+    assert read_settings(path, "X-v0") == {"n_timesteps": 9, "policy": "P", "n_envs": 1, "policy_kwargs": policy_kwargs}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"must have a block 'X-v0:' \(or 'default:'\) with n_timesteps and policy, got None"),
+        ("gamma: 0.9", "must have a block"),
+        ("Y-v0: {n_timesteps: 1, policy: P}", "must have a block"),
+        ("X-v0: {gamma: 0.9}", r"got \{'gamma': 0.9\}"),
+        ("X-v0: {", "is no yaml file"),
+    ],
+)
+def test_file_without_the_block(tmp_path, text, message):
+    (tmp_path / "mine.yml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_settings(tmp_path / "mine.yml", "X-v0")
 
 
 def test_reference_learns_with_the_schedule():

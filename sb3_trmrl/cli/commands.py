@@ -291,6 +291,7 @@ def references(arguments: argparse.Namespace) -> None:
         arguments.output,
         command="sb3-trmrl " + shlex.join(arguments.command_line),
         progress_bar=not arguments.json,
+        conf_file=arguments.conf_file,
     )
     content = json.loads(path.read_text(encoding="utf-8"))
     if arguments.json:

@@ -1,31 +1,41 @@
 """Settings of ``hyperparams/*.yml`` for those who construct an algorithm themselves."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import torch as th
 import yaml
 from rl_zoo3.utils import SimpleLinearSchedule
 
 
-def read_settings(file: str, env_id: str) -> dict[str, Any]:
+def read_settings(file: str | Path, env_id: str) -> dict[str, Any]:
     """
-    Read a block as RL Zoo does: ``lin_3e-4`` is a schedule that falls to zero.
+    Read a block as RL Zoo does: ``lin_3e-4`` is a schedule that falls to zero, ``policy_kwargs`` in quotes are Python.
 
-    :param file: Name of a file in ``hyperparams/``, without suffix.
+    :param file: Name of a file in ``hyperparams/``, without suffix; or the path of another one, to be trusted like a program.
     :param env_id: A registered id.
     :return: Its block without callbacks, or the one for ids without a block; a copy.
-    :raises ValueError: For a schedule that is not linear.
+    :raises ValueError: If the file has neither, no steps or no policy, and for a schedule that is not linear.
     """
     from sb3_trmrl import hyperparams_dir
 
-    blocks = yaml.safe_load((hyperparams_dir() / f"{file}.yml").read_text(encoding="utf-8"))
-    # Blocks share what yaml's anchors repeat
-    block: dict[str, Any] = copy.deepcopy(blocks.get(env_id, blocks["default"]))
+    path = file if isinstance(file, Path) else hyperparams_dir() / f"{file}.yml"
+    try:
+        blocks = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no yaml file: {error}") from error
+    found = blocks.get(env_id, blocks.get("default")) if isinstance(blocks, dict) else None
+    if not isinstance(found, dict) or not {"n_timesteps", "policy"} <= set(found):
+        raise ValueError(f"{path} must have a block '{env_id}:' (or 'default:') with n_timesteps and policy, got {found!r}.")
+    block: dict[str, Any] = {"n_envs": 1, **copy.deepcopy(found)}  # blocks share what yaml's anchors repeat
     block.pop("callback", None)
+    if isinstance(block.get("policy_kwargs"), str):
+        block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th})
     for name in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(block.get(name), str):
-            kind, start = block[name].split("_")
+            kind, _, start = block[name].partition("_")
             if kind != "lin":
-                raise ValueError(f"{name} of {env_id} in {file}.yml must be a number or like 'lin_3e-4', got {block[name]!r}.")
+                raise ValueError(f"{name} of {env_id} in {path} must be a number or like 'lin_3e-4', got {block[name]!r}.")
             block[name] = SimpleLinearSchedule(start)
     return block

@@ -53,6 +53,7 @@ def make_references(
     output: str | Path | None = None,
     command: str = "",
     progress_bar: bool = False,
+    conf_file: Path | None = None,
 ) -> Path:
     """
     Make references of a family, evaluate them on all its splits and write their returns to a file. What is trained is kept in
@@ -61,7 +62,7 @@ def make_references(
 
     :param env_id: A registered id.
     :param agents: Which, of ``AGENTS``.
-    :param timesteps: Steps of training; those of ``hyperparams/trmrl.yml`` if None.
+    :param timesteps: Steps of training; those of the yaml file if None.
     :param seeds: Seeds of training.
     :param n_tasks: Tasks of each split.
     :param n_episodes: Episodes of each task.
@@ -70,6 +71,7 @@ def make_references(
     :param output: The file, or a folder for it; in :func:`cache_dir` if None.
     :param command: How to make them again, for the file.
     :param progress_bar: Show SB3's progress bar.
+    :param conf_file: Where PPO's settings are, see :func:`training_settings`; ``hyperparams/trmrl.yml`` if None.
     :return: The file.
     :raises ValueError: For an unknown agent, no seeds, an environment without trials; if the file is broken, or has other
         agents on other tasks, which returns on these could not stand beside.
@@ -110,7 +112,7 @@ def make_references(
             entry: dict[str, Any] = {"how": how}
             returns = {split: [np.tile(horizon * reward(tasks[split])[:, None], n_episodes)] for split in splits}
         else:
-            entry, players = _players(agent, env_id, action_space, timesteps, seeds, env_kwargs, progress_bar)
+            entry, players = _players(agent, env_id, action_space, timesteps, seeds, env_kwargs, progress_bar, conf_file)
             returns = {
                 split: [
                     evaluate_adaptation(
@@ -170,6 +172,7 @@ def _players(
     seeds: Sequence[int],
     env_kwargs: dict[str, Any],
     progress_bar: bool,
+    conf_file: Path | None,
 ) -> tuple[dict[str, Any], list[Callable[[Sequence[Task]], Any]]]:
     """:return: What the file says of the agent, and for each seed a function that makes the agent for given tasks."""
     if agent == "random":
@@ -182,7 +185,7 @@ def _players(
         reactive="the current token",
         blind="the observation",
     )[agent]
-    models = [_trained(agent, env_id, seed, timesteps, env_kwargs, progress_bar) for seed in seeds]
+    models = [_trained(agent, env_id, seed, timesteps, env_kwargs, progress_bar, conf_file) for seed in seeds]
     entry = {
         "how": f"PPO, two layers of 128, on {seen}",
         "timesteps": models[0].num_timesteps,
@@ -196,9 +199,15 @@ def _players(
 
 
 def _trained(
-    agent: str, env_id: str, seed: int, timesteps: int | None, env_kwargs: dict[str, Any], progress_bar: bool
+    agent: str,
+    env_id: str,
+    seed: int,
+    timesteps: int | None,
+    env_kwargs: dict[str, Any],
+    progress_bar: bool,
+    conf_file: Path | None,
 ) -> TrMRLPPO:
-    settings = training_settings(env_id)
+    settings = training_settings(env_id, conf_file)
     steps = int(settings["n_timesteps"]) if timesteps is None else timesteps
     folder = cache_dir() / file_name(env_id, env_kwargs).removesuffix(".json")
     # Schedules are objects: what they hold, not where they lie
@@ -206,7 +215,7 @@ def _trained(
     path = folder / f"{agent}_seed{seed}_{steps}_steps_{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.zip"
     if path.exists():
         return TrMRLPPO.load(path, device="cpu")
-    model = train_reference(agent, env_id, seed, steps, env_kwargs, progress_bar)
+    model = train_reference(agent, env_id, seed, steps, env_kwargs, progress_bar, conf_file=conf_file)
     _write(path, model.save)
     return model
 

@@ -1,6 +1,7 @@
 """References that are trained: PPO without memory on what each may see."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,15 +127,18 @@ class SeesTasks:
         return self.agent.predict(np.concatenate([observation, self.tasks], axis=1), state, episode_start, deterministic)
 
 
-def training_settings(env_id: str) -> dict[str, Any]:
+def training_settings(env_id: str, conf_file: Path | None = None) -> dict[str, Any]:
     """
     :param env_id: A registered id.
-    :return: PPO's settings for the references: those of TrMRL on the same family (``hyperparams/trmrl.yml``). On the MuJoCo
-        families perceptrons learn better from twice as many epochs and minibatches half as large (docs/results.md), and a
+    :param conf_file: A yaml file with a block for it; ``hyperparams/trmrl.yml`` if None.
+    :return: PPO's settings for the references: those of TrMRL on the same family. On the MuJoCo families perceptrons learn
+        better from twice as many epochs and minibatches half as large than ``trmrl.yml`` says (docs/results.md), and a
         reference has to be as good as it can be
     """
     from sb3_trmrl.zoo.settings import read_settings
 
+    if conf_file is not None:
+        return read_settings(conf_file, env_id)
     settings = read_settings("trmrl", env_id)
     family = TASK_FAMILIES.get(env_id)
     if isinstance(family, type) and issubclass(family, MujocoMetaEnv):
@@ -150,6 +154,7 @@ def train_reference(
     env_kwargs: dict[str, Any] | None = None,
     progress_bar: bool = False,
     callback: MaybeCallback = None,
+    conf_file: Path | None = None,
 ) -> TrMRLPPO:
     """
     Train a reference: the PPO of ``TrMRLPPO`` with :func:`training_settings`, but two perceptrons on what the agent may see,
@@ -162,11 +167,12 @@ def train_reference(
     :param env_kwargs: Keywords of the environment.
     :param progress_bar: Show SB3's progress bar.
     :param callback: Called in training.
+    :param conf_file: Where PPO's settings are, see :func:`training_settings`.
     :return: The trained agent. The oracle's observation has the task appended, see :class:`SeesTasks`; where the family has
         OOD tasks, half of its training is on these.
     :raises ValueError: For observations that are no vectors.
     """
-    settings = training_settings(env_id)
+    settings = training_settings(env_id, conf_file)
     steps = int(settings.pop("n_timesteps"))
     policy_kwargs = settings.pop("policy_kwargs", {})
     del settings["policy"]
