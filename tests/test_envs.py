@@ -322,6 +322,17 @@ def test_per_slot_tasks_need_a_trial_environment() -> None:
     assert env.reset().shape == (2, 4)
 
 
+def test_ids_that_name_their_module(tmp_path: Any, monkeypatch: Any) -> None:
+    (tmp_path / "ids_of_a_module.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('FarPointRobot-v0', entry_point='sb3_trmrl.envs:make_trial_env', kwargs={'env_id': 'PointRobot-v0'})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = make_meta_vec_env("ids_of_a_module:FarPointRobot-v0", 2, env_kwargs={"episodes_per_trial": 2})
+    assert env.get_attr("episodes_per_trial") == [2, 2]
+    gym.registry.pop("FarPointRobot-v0")
+
+
 def test_callable_and_monitor_files(tmp_path: Any) -> None:
     env = make_meta_vec_env(
         lambda **kwargs: TrialWrapper(PointRobot(horizon=2), **kwargs),

@@ -10,8 +10,9 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.common.callbacks import MetaEvalCallback
@@ -448,6 +449,10 @@ def test_more_mistakes():
         evaluate_adaptation(object(), "PointRobot-v0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"n_envs must be an integer >= 1.*got 0"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", n_envs=0)
+    with pytest.raises(ValueError, match=r"n_envs=3 is for environments that are to be made"):
+        evaluate_adaptation(DoNothing(), vec_point_robot(episodes_per_trial=6), n_envs=3)
+    with pytest.raises(ValueError, match=r"got \{'goal': \[0, 0\]\}: pass \[task\]"):
+        evaluate_adaptation(DoNothing(), "PointRobot-v0", tasks={"goal": [0, 0]})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"does not make a trial environment with .*horizn"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", env_kwargs=dict(horizn=3))
     with pytest.raises(ValueError, match=r"split='ood' does not exist in HalfCheetahDir, it has \['train', 'test'\]"):
@@ -533,8 +538,18 @@ def test_success_that_is_told_only_where_there_is_some():
     np.testing.assert_array_equal(result.success, [[False, False], [True, True]])
 
 
-def test_evaluating_in_the_training_environment_breaks_its_trials_off():
-    env = make_meta_vec_env("PointRobot-v0", 1, seed=0, env_kwargs=dict(episodes_per_trial=3))
+def vec_point_robot(**env_kwargs: Any) -> VecEnv:
+    return make_meta_vec_env("PointRobot-v0", 1, seed=0, env_kwargs=env_kwargs)
+
+
+def gym_point_robot(**env_kwargs: Any) -> "gym.Env[Any, Any]":
+    # The model and the evaluation make a VecEnv of it each
+    return gym.make("PointRobot-v0", **env_kwargs)
+
+
+@pytest.mark.parametrize("make", [vec_point_robot, gym_point_robot])
+def test_evaluating_in_the_training_environment_breaks_its_trials_off(make):
+    env = make(episodes_per_trial=3)
     model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
     model.learn(30)
     assert model.rollout_buffer.memory_lengths[-1] == 30, "in mid-trial"
@@ -544,9 +559,10 @@ def test_evaluating_in_the_training_environment_breaks_its_trials_off():
     assert model.rollout_buffer.memory_lengths[first] == 1, "a new trial, an empty memory"
 
 
+@pytest.mark.parametrize("make", [vec_point_robot, gym_point_robot])
 @pytest.mark.parametrize("counts_anew", [False, True])
-def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks(counts_anew):
-    env = make_meta_vec_env("PointRobot-v0", 1, seed=0, env_kwargs=dict(episodes_per_trial=2, horizon=5))
+def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks(counts_anew, make):
+    env = make(episodes_per_trial=2, horizon=5)
 
     def train() -> tuple[list[float], ...]:
         model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
@@ -554,12 +570,51 @@ def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks
         for _ in range(3):
             evaluate_adaptation(model, env, n_tasks=1, n_episodes=2, split="train")
             model.learn(30, reset_num_timesteps=counts_anew)
-            met.append(list(env.env_method("get_task")[0]["goal"]))
+            met.append(list(model.get_env().env_method("get_task")[0]["goal"]))  # type: ignore[union-attr]
         return tuple(met)
 
     tasks = train()
     assert len({tuple(task) for task in tasks}) == 3
     assert train() == tasks, "the seed decides"
+
+
+class EvaluatesInTraining(BaseCallback):
+    """Evaluates once in the training environment, in one of the callback's methods."""
+
+    def __init__(self, hook: str):
+        super().__init__()
+        self.hook = hook
+
+    def evaluate(self, hook: str) -> None:
+        if hook == self.hook and self.model.num_timesteps <= 30:
+            evaluate_adaptation(self.model, self.training_env, n_tasks=1, n_episodes=3, split="train")
+
+    def _on_training_start(self) -> None:
+        self.evaluate("on_training_start")
+
+    def _on_rollout_start(self) -> None:
+        self.evaluate("on_rollout_start")
+
+    def _on_step(self) -> bool:
+        self.evaluate("on_step")
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.evaluate("on_rollout_end")
+
+
+@pytest.mark.parametrize("hook", ["on_training_start", "on_rollout_start", "on_rollout_end", "on_step"])
+def test_evaluating_in_the_training_environment_while_it_trains(hook):
+    env = vec_point_robot(episodes_per_trial=3)
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
+    if hook == "on_step":  # where the running trial can't be left
+        with pytest.raises(ValueError, match="in the middle of a step"):
+            model.learn(60, callback=EvaluatesInTraining(hook))
+        evaluate_adaptation(model, env, n_tasks=1, n_episodes=3, split="train")  # but afterwards
+        return
+    model.learn(30 if hook == "on_training_start" else 60, callback=EvaluatesInTraining(hook))
+    first = model.rollout_buffer.context_length
+    assert model.rollout_buffer.memory_lengths[first] == 1, "a new trial in the rollout that follows, an empty memory"
 
 
 def test_evaluating_behind_vec_normalize_leaves_its_statistics():

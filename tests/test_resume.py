@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_trmrl
 from sb3_trmrl import TrMRLPPO
+from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs import META_ENVS, make_trial_env
@@ -268,6 +269,33 @@ def test_saved_in_the_middle_of_a_step_it_does_not_pretend(tmp_path: Path) -> No
     model = sb3_trmrl.load(tmp_path / "model", device="cpu")
     with pytest.warns(UserWarning, match="in the middle of a step"):
         model.learn(20, reset_num_timesteps=False)
+
+
+def test_after_an_interrupt_at_the_end_of_a_trial_the_memory_is_empty() -> None:
+    class Interrupt(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 14:  # two episodes of seven steps
+                raise KeyboardInterrupt
+            return True
+
+    model = small(make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7, episodes_per_trial=2)), n_steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(40, callback=Interrupt())
+    model.learn(40, reset_num_timesteps=False)
+    own = model.rollout_buffer.memory_lengths[model.rollout_buffer.context_length :]
+    np.testing.assert_array_equal(own[:, 0], [*range(1, 15), *range(1, 7)])
+
+
+def test_a_learn_that_failed_before_training_is_repeated_bit_for_bit(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    model = small(env)
+    model.learn(40).save_pretrained(tmp_path / "model")
+    model.learn(40, reset_num_timesteps=False)
+    loaded = sb3_trmrl.load(tmp_path / "model", device="cpu")
+    with pytest.raises(ValueError, match="split"):
+        loaded.learn(40, reset_num_timesteps=False, callback=MetaEvalCallback(40, split="tset"))
+    loaded.learn(40, reset_num_timesteps=False)
+    assert all(th.equal(one, two) for one, two in zip(weights(model), weights(loaded), strict=True))
 
 
 def test_training_stopped_by_a_callback_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -643,6 +643,23 @@ def test_vec_normalize_would_distort_the_token():
     TrMRLPPO("TrMRLPolicy", VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")])), n_steps=8, batch_size=8)
 
 
+def test_vec_normalize_makes_fractions_of_integers():
+    class Dice(gym.Env[Any, Any]):
+        observation_space = spaces.Box(1, 6, (2,), np.int64)
+        action_space = spaces.Discrete(2)
+
+    env = DummyVecEnv([Dice])
+    with pytest.raises(ValueError, match=r"makes fractions of Box\(1, 6, \(2,\), int64\).*norm_obs=False"):
+        TrMRLPPO("TrMRLPolicy", VecNormalize(env), n_steps=8, batch_size=8)
+    TrMRLPPO("TrMRLPolicy", VecNormalize(env, norm_obs=False), n_steps=8, batch_size=8)
+
+
+def test_distributions_are_of_a_memory():
+    policy = make_model(counter_vec_env(2)).policy
+    with pytest.raises(ValueError, match="called without its state"):
+        policy.get_distribution(th.zeros(2, 6))
+
+
 def test_predict_names_what_does_not_fit():
     model = make_model(counter_vec_env(2))
     obs = np.zeros((2, 6), dtype=np.float32)

@@ -1,5 +1,6 @@
 """Vectorised trial environments."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,11 +19,14 @@ class _GymMake:
     """
     ``gym.make`` of one id, as an object that can be sent to another process: it brings the id's registration along.
 
-    :param env_id: A registered id.
+    :param env_id: A registered id, which may begin with the module that registers it (``"module:Id-v0"``).
     """
 
     def __init__(self, env_id: str):
-        self.spec = gym.spec(env_id)
+        module, _, name = env_id.rpartition(":")  # as in gym.make: a module to import before
+        if module:
+            importlib.import_module(module)
+        self.spec = gym.spec(name)
 
     def __call__(self, **env_kwargs: Any) -> gym.Env[Any, Any]:
         """

@@ -6,7 +6,7 @@ import inspect
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -235,8 +235,8 @@ def evaluate_adaptation(
         raise ValueError(f"env_kwargs must not hold {sorted(taken)}: use n_episodes, split and tasks of evaluate_adaptation.")
     if n_envs is not None and not is_integer(n_envs, 1):
         raise ValueError(f"n_envs must be an integer >= 1 (or None for one per task), got {n_envs!r}.")
-    if tasks is not None and len(tasks) == 0:
-        raise ValueError("tasks must hold at least one task (or be None to draw n_tasks of them), got [].")
+    if tasks is not None and (isinstance(tasks, Mapping) or len(tasks) == 0):
+        raise ValueError(f"tasks must hold at least one task (or be None to draw n_tasks of them), got {tasks}: pass [task].")
     settings = dict(
         env_id=env_id if isinstance(env_id, str) else None,
         env_kwargs={name: value for name, value in env_kwargs.items() if name != "render_mode"},
@@ -251,11 +251,18 @@ def evaluate_adaptation(
     if isinstance(env_id, (gym.Env, VecEnv)):
         if env_kwargs:
             raise ValueError(f"env_kwargs={env_kwargs} are for an environment that is to be made, env_id is one already.")
+        if n_envs is not None:
+            raise ValueError(f"n_envs={n_envs} is for environments that are to be made, env_id is one already: leave it out.")
         vec_env = env_id if isinstance(env_id, VecEnv) else DummyVecEnv([lambda: env_id])
         _check_trials(vec_env, n_episodes)
         # A trial of one episode each is all that an adapting agent can use: its episodes are trials of their own
         if isinstance(model, AdaptingAgent):
             raise ValueError("a MetaLearningAgent needs the id of an environment (or a callable that makes it), not one made.")
+        if getattr(model, "in_step", False) and _is_trained_in(model, vec_env):
+            raise ValueError(
+                "env_id is the environment in which model is training, in the middle of a step (a callback's on_step): pass "
+                "the id of the environment instead, use MetaEvalCallback, or evaluate in on_rollout_start."
+            )
         with _frozen_statistics(vec_env):
             if tasks is None:
                 vec_env.seed(seed)
@@ -392,13 +399,22 @@ def _evaluate(
             batch = tasks[first : first + vec_env.num_envs]
             # Task i starts from seed + i, whichever slot plays it
             trials += _play(model, vec_env, batch, seed + first, deterministic, bar)
-    trained_in = getattr(model, "env", None)
-    if isinstance(trained_in, VecEnv) and trained_in.unwrapped is vec_env.unwrapped:
+    if _is_trained_in(model, vec_env):
         model._last_obs = None  # its trials are broken off: learn() starts new ones, with an empty memory
         # And other ones, as after other evaluations: its tasks would be drawn as the evaluation's seed has it, every time
         # (_n_updates: learn() may count its steps anew)
-        vec_env.seed(derived_seed(seed, *(int(getattr(model, name, 0) or 0) for name in ("seed", "_n_updates"))))
+        model.env.seed(derived_seed(seed, *(int(getattr(model, name, 0) or 0) for name in ("seed", "_n_updates"))))
     return _result(trials, time.perf_counter() - start, settings)
+
+
+def _is_trained_in(model: Any, vec_env: VecEnv) -> bool:
+    """:return: Whether the model's own VecEnv is this one, or steps the same environments."""
+    if not isinstance(getattr(model, "env", None), VecEnv):
+        return False
+    if model.env.unwrapped is vec_env.unwrapped:
+        return True
+    of_model, of_vec_env = ({id(env.unwrapped) for env in getattr(one.unwrapped, "envs", ())} for one in (model.env, vec_env))
+    return not of_model.isdisjoint(of_vec_env)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ class ObservationNormalizer(nn.Module):
     """
     Normalises the observation part of tokens to zero mean and unit variance and scales the previous reward to unit root
     mean square; previous action and previous done pass untouched, and so does every part of a Dict observation that is an
-    image or is not a Box. The identity before the first :meth:`update`.
+    image or is not a Box. What hardly differs from zero (a standard deviation, or root mean square, of 1e-4 and less) stays
+    small. The identity before the first :meth:`update`.
 
     :param observation_space: A :class:`~sb3_trmrl.envs.trial.TokenSpace`, any Box, or a Dict of these
     :param clip: Normalised values are clipped to [-clip, clip]
@@ -125,8 +126,8 @@ class ValueScale(nn.Module):
     """
     Root mean square of all value targets seen: the unit in which the value network predicts.
 
-    Scaled but not centred, so that the sign of a return keeps its meaning. One before the first update and as long as all
-    targets are zero.
+    Scaled but not centred, so that the sign of a return keeps its meaning. One before the first update and as long as the
+    targets are all but zero, at most 1e-4.
     """
 
     mean_square: th.Tensor

@@ -180,7 +180,17 @@ class MemoryPPO(PretrainedMixin, PPO):
                 "inside TrialWrapper instead, or use memory_reset='trial'."
             )
         vec_normalize = unwrap_vec_normalize(env)
-        if not has_parts or vec_normalize is None or not vec_normalize.norm_obs:
+        if vec_normalize is None or not vec_normalize.norm_obs:
+            return
+        parts = (
+            {key: space[key] for key in vec_normalize.norm_obs_keys or []} if isinstance(space, spaces.Dict) else {"": space}
+        )
+        if any(isinstance(part, spaces.Box) and part.dtype.kind != "f" for part in parts.values()):
+            raise ValueError(
+                f"VecNormalize(norm_obs=True) makes fractions of {space}, which the rollout buffer would round to integers "
+                "again: use VecNormalize(norm_obs=False), and let the policy normalise (the default)."
+            )
+        if not has_parts:
             return
         if isinstance(space, TokenSpace) or {"prev_action", "prev_reward", "prev_done"} & set(
             vec_normalize.norm_obs_keys or []
@@ -267,8 +277,6 @@ class MemoryPPO(PretrainedMixin, PPO):
         :raises ValueError: if the environment returns an observation or a reward that is not finite
         """
         assert isinstance(rollout_buffer, MemoryRolloutBuffer), f"{rollout_buffer} does not hand out memories"
-        assert self._last_obs is not None, "No previous observation was provided"
-        self._check_finite("observation", self._last_obs)
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
 
@@ -277,6 +285,10 @@ class MemoryPPO(PretrainedMixin, PPO):
         # Before anything random: what a callback saves here goes on exactly. Before memory and unit of value, too: it may
         # change the weights that both come from
         callback.on_rollout_start()
+        if self._last_obs is None:  # a callback has evaluated in this environment, which breaks its trials off
+            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        self._check_finite("observation", self._last_obs)
         with th.no_grad():
             # In mid-trial the memory is what the stored tokens give under the weights of now: the ratio starts at 1
             _, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
@@ -288,7 +300,7 @@ class MemoryPPO(PretrainedMixin, PPO):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
-        with threads_for_acting(self.policy, env.num_envs):
+        with threads_for_acting(self.policy, env.num_envs), self._trials_end_with_errors():
             while n_steps < n_rollout_steps:
                 if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                     self.policy.reset_noise(env.num_envs)
@@ -360,6 +372,16 @@ class MemoryPPO(PretrainedMixin, PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    @contextlib.contextmanager
+    def _trials_end_with_errors(self) -> Iterator[None]:
+        # An error or an interrupt within a step leaves the environments a step ahead: learn() has to start new trials
+        try:
+            yield
+        except BaseException:
+            if self.in_step:
+                self._last_obs, self.in_step = None, False
+            raise
 
     def _compute_targets(self, rollout_buffer: MemoryRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
         # Advantages and value targets of a full buffer

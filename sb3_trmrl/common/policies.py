@@ -310,6 +310,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def _values(self, features: th.Tensor | None, tokens: th.Tensor) -> th.Tensor:
         return self.value_net(self.mlp_extractor.forward_critic(features, tokens))  # type: ignore[call-arg, arg-type]
 
+    def _stateless_error(self) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} has a memory and was called without its state (memory_state=None), as "
+            "stable_baselines3's PPO and A2C do: train it with an algorithm of this package, for example "
+            'TrMRLPPO("TrMRLPolicy", env), and act with predict.'
+        )
+
     def _remember(
         self, obs: PyTorchObs, state: MemoryState | None, memory_starts: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, MemoryState]:
@@ -318,11 +325,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             and the new memories
         """
         if state is None:
-            raise ValueError(
-                f"{type(self).__name__} has a memory and was called without its state (memory_state=None), as "
-                "stable_baselines3's PPO and A2C do: train it with an algorithm of this package, for example "
-                'TrMRLPPO("TrMRLPolicy", env).'
-            )
+            raise self._stateless_error()
         tokens = self._tokens(obs)
         n_actor = len(state) if self.critic_memory is None else len(state) // 2
         actor_features, new_state = self.actor_memory.step(tokens, state[:n_actor], memory_starts)
@@ -383,7 +386,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param memory_starts: Whether the memory is emptied first, bool, (n_envs,)
         :return: The distribution and the actor's memory with these tokens
         """
-        assert memory_state is not None and memory_starts is not None
+        if memory_state is None or memory_starts is None:
+            raise self._stateless_error()
         tokens = self._tokens(obs)
         features, memory_state = self.actor_memory.step(tokens, memory_state, memory_starts)
         return self._get_action_dist_from_latent(self._latent_pi(features, tokens)), memory_state

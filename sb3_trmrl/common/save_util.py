@@ -112,8 +112,7 @@ class PretrainedMixin(BaseAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        state, self.pending_training_state = self.pending_training_state, None
-        self.in_step = False
+        state = self.pending_training_state
         self.train_command = command_line() or self.train_command
         if self.env is None and self.saved_environment is not None:
             from sb3_trmrl.hub.description import make_environment
@@ -132,4 +131,5 @@ class PretrainedMixin(BaseAlgorithm):
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resumes:
             restore_rng(cast("MemoryPPO", self), state)
+        self.pending_training_state = None  # only now: where a callback has failed, learn can be called again
         return result

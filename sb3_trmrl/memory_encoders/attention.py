@@ -34,6 +34,21 @@ def n_cache_slots(n_tokens: int, memory_length: int) -> int:
     return n_slots
 
 
+def with_room(cache: th.Tensor, n_tokens: int, memory_length: int) -> th.Tensor:
+    """
+    :param cache: Rings of slots, (..., n_slots, size)
+    :param n_tokens: Number of tokens in the longest memory
+    :param memory_length: How many of them are kept at most
+    :return: The cache; a larger one with the same entries if it is too small
+    """
+    n_slots = cache.shape[-2]
+    if n_slots >= min(n_tokens, memory_length):
+        return cache
+    larger = cache.new_zeros(*cache.shape[:-2], n_cache_slots(n_tokens, memory_length), cache.shape[-1])
+    larger[..., :n_slots, :] = cache
+    return larger
+
+
 def newest_in_slots(lengths: th.Tensor, n_slots: int) -> th.Tensor:
     """
     Which token each slot of a ring holds: slot ``i`` the newest whose position is ``i`` modulo the number of slots.

@@ -12,6 +12,7 @@ from sb3_trmrl.memory_encoders.attention import (
     n_cache_slots,
     newest_in_slots,
     remember,
+    with_room,
 )
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 
@@ -262,11 +263,8 @@ class SNAILEncoder(MemoryEncoder):
         # The position of the new token is the number of tokens before it
         positions = lengths.masked_fill(memory_starts, 0)
         longest = int(positions.max()) + 1
+        cache = with_room(cache, longest, self.memory_length)
         n_slots = cache.shape[2]
-        if n_slots < min(longest, self.memory_length):
-            larger = self._empty_cache(len(tokens), n_cache_slots(longest, self.memory_length))
-            larger[:, :, :n_slots] = cache
-            cache, n_slots = larger, larger.shape[2]
         # Slots that no environment has reached yet are left out
         used = min(longest, n_slots)
         visible = (th.arange(used, device=tokens.device) <= positions.unsqueeze(1)).unsqueeze(1)

@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_trmrl.common.arguments import is_integer
-from sb3_trmrl.memory_encoders.attention import TransformerLayer, n_cache_slots, newest_in_slots
+from sb3_trmrl.memory_encoders.attention import TransformerLayer, n_cache_slots, newest_in_slots, with_room
 from sb3_trmrl.memory_encoders.base import MemoryState, WindowMemoryEncoder, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotation_at, sinusoidal_encoding
 
@@ -209,11 +209,8 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
         # The position of the new token is the number of tokens before it
         positions = lengths.masked_fill(memory_starts, 0)
         longest = int(positions.max()) + 1
+        cache = with_room(cache, longest, self.memory_length)
         n_slots = cache.shape[4]
-        if n_slots < min(longest, self.memory_length):
-            larger = self._empty_cache(len(tokens), n_cache_slots(longest, self.memory_length))
-            larger[..., :n_slots, :] = cache
-            cache, n_slots = larger, larger.shape[4]
         # Slots that no environment has reached yet are left out
         used = min(longest, n_slots)
         visible = (th.arange(used, device=tokens.device) <= positions.unsqueeze(1))[:, None, None, :]
