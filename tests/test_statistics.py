@@ -39,14 +39,14 @@ def test_interquartile_mean_is_scipys_trimmed_mean():
         np.testing.assert_allclose(interquartile_mean(scores), stats.trim_mean(scores, 0.25, axis=None), rtol=1e-12)
 
 
-def test_strata_stay_apart():
+def test_runs_are_drawn_whole():
     # Task j has the scores 10 j and 10 j + 1: no sample may have another decade in its column
     scores = np.array([[0.0, 10.0, 20.0], [1.0, 11.0, 21.0]])
     drawn = resample(scores, 500, np.random.default_rng(0), resample_tasks=False)
     assert drawn.shape == (500, 2, 3)
     np.testing.assert_array_equal(drawn // 10, np.broadcast_to([0, 1, 2], drawn.shape))
-    # Runs are drawn for each task by itself
-    assert not np.array_equal(drawn[:, :, 0] % 10, drawn[:, :, 1] % 10)
+    np.testing.assert_array_equal(drawn % 10, np.repeat(drawn[:, :, :1] % 10, 3, axis=2))
+    assert {tuple(rows) for rows in drawn[:, :, 0]} == {(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)}
     tasks = resample(scores, 500, np.random.default_rng(0), resample_tasks=True)[:, 0] // 10
     assert {tuple(row) for row in tasks.astype(int)} == {(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
 
@@ -57,22 +57,24 @@ def mean_of_all(samples: np.ndarray) -> np.ndarray:
 
 def test_interval_of_two_runs_by_enumeration():
     # The mean of two draws from {0, 1} is 0, 1/2, 1 with the probabilities 1/4, 1/2, 1/4
-    scores = np.array([[0.0], [1.0]])
-    np.testing.assert_array_equal(bootstrap_interval(scores, mean_of_all, 0.95), (0.0, 1.0))
-    np.testing.assert_array_equal(bootstrap_interval(scores, mean_of_all, 0.4), (0.5, 0.5))
+    # On however many tasks: a good run is good on all of them
+    for scores in (np.array([[0.0], [1.0]]), np.repeat([[0.0], [1.0]], 20, axis=1)):
+        np.testing.assert_array_equal(bootstrap_interval(scores, mean_of_all, 0.95), (0.0, 1.0))
+        np.testing.assert_array_equal(bootstrap_interval(scores, mean_of_all, 0.4), (0.5, 0.5))
+    # Both runs of x are drawn the worse one with probability 1/4, so x > y in none, half or all of the pairs
+    assert probability_of_improvement_interval(np.repeat([[0.0], [2.0]], 20, axis=1), np.ones((1, 20))) == (0.0, 1.0)
 
 
 def test_interval_of_many_runs_is_the_normal_one():
     scores = np.random.default_rng(1).normal(3.0, 2.0, size=(300, 2))
     lower, upper = bootstrap_interval(scores, mean_of_all)
-    # Strata of equal size: the variance of the mean is that of the columns' means, halved twice
-    half = 1.96 * np.sqrt((scores.var(axis=0) / 300).sum()) / 2
+    half = 1.96 * np.sqrt(scores.mean(axis=1).var() / 300)
     np.testing.assert_allclose([lower, upper], scores.mean() + np.array([-half, half]), atol=0.05 * half)
 
 
 def test_constants_have_no_width_and_one_seed_gives_the_same_twice():
     np.testing.assert_array_equal(bootstrap_interval(np.full((5, 4), 2.0)), (2.0, 2.0))
-    scores = np.random.default_rng(2).normal(size=(5, 4))
+    scores = np.random.default_rng(2).normal(size=(50, 4))
     assert bootstrap_interval(scores, seed=3) == bootstrap_interval(scores, seed=3) != bootstrap_interval(scores, seed=4)
 
 

@@ -1,8 +1,13 @@
 """
-Statistics over few runs: interquartile mean, stratified bootstrap, probability of improvement, performance profile
-(Agarwal et al., NeurIPS 2021, arXiv 2108.13264; definitions as in their library rliable).
+Statistics over few runs: interquartile mean, bootstrap, probability of improvement, performance profile
+(Agarwal et al., NeurIPS 2021, arXiv 2108.13264; definitions as in their library rliable, but for the bootstrap).
 
 Shapes: scores are ``(..., n_runs, n_tasks)``. A *run* is one training seed, or, of a single agent, one task.
+
+The bootstrap draws **whole runs**. Agarwal et al. draw the runs of each task by themselves, since in their benchmarks every task
+has trainings of its own. Here one training plays all tasks and is good or bad on all of them: drawn by task, a 95 % interval of
+three seeds on 20 tasks holds the truth in 63 % of the cases, drawn whole in 85 %; of ten seeds in 76 and 96 % (simulated, seeds
+and tasks as different, a quarter of their variance between the tasks of one seed).
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +35,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
 
 def resample(scores: np.ndarray, n_resamples: int, generator: np.random.Generator, resample_tasks: bool) -> np.ndarray:
     """
-    Bootstrap samples of a score matrix, stratified: runs are drawn for each task (column) by itself.
+    Bootstrap samples of a score matrix: whole runs (rows) are drawn.
 
     :param scores: Shape (n_runs, n_tasks)
     :param n_resamples: Number of samples
@@ -39,7 +44,7 @@ def resample(scores: np.ndarray, n_resamples: int, generator: np.random.Generato
     :return: Shape (n_resamples, n_runs, n_tasks)
     """
     n_runs, n_tasks = scores.shape
-    rows = generator.integers(0, n_runs, size=(n_resamples, n_runs, n_tasks))
+    rows = generator.integers(0, n_runs, size=(n_resamples, n_runs, 1))
     columns = np.arange(n_tasks)[None, None]
     if resample_tasks:
         columns = generator.integers(0, n_tasks, size=(n_resamples, 1, n_tasks))
@@ -55,7 +60,7 @@ def bootstrap_interval(
     resample_tasks: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Stratified percentile bootstrap interval (arXiv 2108.13264, section 4.1; Efron 1979).
+    Percentile bootstrap interval (Efron 1979) of a statistic, whole runs drawn.
 
     :param scores: Shape (n_runs, n_tasks)
     :param statistic: From (n_resamples, n_runs, n_tasks) to (n_resamples, ...)
