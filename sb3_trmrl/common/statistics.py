@@ -4,10 +4,10 @@ Statistics over few runs: interquartile mean, bootstrap, probability of improvem
 
 Shapes: scores are ``(..., n_runs, n_tasks)``. A *run* is one training seed, or, of a single agent, one task.
 
-The bootstrap draws **whole runs**. Agarwal et al. draw the runs of each task by themselves, since in their benchmarks every task
-has trainings of its own. Here one training plays all tasks and is good or bad on all of them: drawn by task, a 95 % interval of
-three seeds on 20 tasks holds the truth in 63 % of the cases, drawn whole in 85 %; of ten seeds in 76 and 96 % (simulated, seeds
-and tasks as different, a quarter of their variance between the tasks of one seed).
+The bootstrap draws **whole runs**. Agarwal et al. draw the runs of each task by themselves, as in their benchmarks every task
+has trainings of its own. Here one training plays all tasks and is good or bad on all of them. Drawn by task, a 95 % interval
+of three seeds on 20 tasks holds the truth in 63 % of the cases, drawn whole in 85 %; of ten seeds in 76 and 96 % (simulated,
+seeds and tasks as different, a quarter of their variance between the tasks of one seed).
 """
 
 from collections.abc import Callable, Iterator
