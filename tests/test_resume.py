@@ -380,6 +380,14 @@ def test_states_that_do_not_fit_are_malformed_files(tmp_path: Path) -> None:
         lambda state: state["rollout"]["context"].update(lengths=np.array([10**6, 3])),
         lambda state: state["rng"]["python"].update(internal=[1, 2]),
         lambda state: state["rng"].update(torch=np.zeros(3, np.uint8)),
+        # numpy would read there, far outside of the generator's buffer
+        lambda state: state["rng"]["numpy"]["state"].update(pos=10**8),
+        lambda state: state["rollout"]["slots"][1]["trial"].update(
+            np_random={**np.random.Philox(0).state, "buffer_pos": -(10**9)}
+        ),
+        lambda state: state["rollout"]["slots"][1]["trial"].update(
+            np_random={"bit_generator": "MT19937", "state": {"key": np.arange(2), "pos": 1}}
+        ),
     ):
         model = sb3_trmrl.load(tmp_path / "model", device="cpu")
         assert model.pending_training_state is not None

@@ -42,16 +42,37 @@ def generator_from_state(state: EnvState | None) -> np.random.Generator | None:
     """
     if state is None:
         return None
-    name = state.get("bit_generator") if isinstance(state, dict) else None
-    if name not in BIT_GENERATORS:
-        raise ValueError(f"random generator must be one of {sorted(BIT_GENERATORS)}, got {name!r}")
+    check_generator_state(state)
+    name = state["bit_generator"]
     # The seed does not matter, the state follows; without one it would ask the system for entropy
     bit_generator: Any = BIT_GENERATORS[name](0)
     try:
         bit_generator.state = state
-    except (TypeError, KeyError, OverflowError) as error:
-        raise ValueError(f"this is no state of the random generator {name}: {error}") from error
+    except (TypeError, KeyError, IndexError, OverflowError) as error:
+        raise ValueError(f"this is no state of the random generator {name}: {error!r}") from error
     return np.random.Generator(bit_generator)
+
+
+def check_generator_state(state: EnvState) -> None:
+    """
+    numpy takes the position in a generator's buffer as it is told, and would read there, wherever that is.
+
+    :param state: State of a random generator, which may come from a file of someone else.
+    :raises ValueError: If it is of no known generator, or its position is outside of its buffer.
+    """
+    name = state.get("bit_generator") if isinstance(state, dict) else None
+    if name not in BIT_GENERATORS:
+        raise ValueError(f"random generator must be one of {sorted(BIT_GENERATORS)}, got {name!r}")
+    position, size = 0, 0  # the others have none
+    try:
+        if name == "MT19937":
+            position, size = state["state"]["pos"], 624
+        elif name == "Philox":
+            position, size = state["buffer_pos"], 4
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"this is no state of the random generator {name}: {error!r}") from error
+    if not is_integer(position, 0) or position > size:
+        raise ValueError(f"position of the random generator {name} must be in [0, {size}], got {position!r}")
 
 
 class MetaEnv(gym.Env[Any, Any]):

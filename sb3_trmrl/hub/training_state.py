@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
-from sb3_trmrl.envs.meta_env import generator_from_state, generator_state
+from sb3_trmrl.envs.meta_env import check_generator_state, generator_from_state, generator_state
 from sb3_trmrl.hub.errors import MalformedFileError, NotDescribableError, PretrainedError, WrongTensorsError
 from sb3_trmrl.hub.files import decode_float, encode_float
 
@@ -353,6 +353,7 @@ def restore_rng(model: MemoryPPO, state: State) -> None:
     try:
         python = rng["python"]
         random.setstate((python["version"], tuple(python["internal"]), python["gauss"]))
+        check_generator_state(rng["numpy"])
         np.random.set_state(rng["numpy"])  # noqa: NPY002
         th.set_rng_state(th.as_tensor(rng["torch"]))
         if rng["cuda"] is not None and model.device.type == "cuda":
@@ -365,7 +366,7 @@ def restore_rng(model: MemoryPPO, state: State) -> None:
             model.logger.name_to_count[key] = int(entry["count"])
             if exclude is not None:
                 model.logger.name_to_excluded[key] = tuple(map(str, exclude))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
         raise MalformedFileError(f"The state of the random generators in training.json does not fit: {error!r}.") from error
 
 
