@@ -286,7 +286,12 @@ def main() -> None:
     arguments = parse_arguments()
     runs = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     if arguments.report is None:
-        done = {(run["family"], run["agent"], run["seed"]) for run in runs}
+        # A training ends with the iteration in which it has enough
+        done = {
+            (run["family"], run["agent"], run["seed"])
+            for run in runs
+            if (wanted := arguments.timesteps or FAMILIES[run["family"]]["timesteps"]) <= run["curve"][-1][0] < 1.1 * wanted
+        }
         missing = [
             (family, agent, seed, arguments.timesteps)
             for family in arguments.families

@@ -119,7 +119,8 @@ def record(model: BaseAlgorithm | MemoryActorCriticPolicy, n_attention: int | No
         # Number of tokens in each memory, the current one included
         lengths = lengths.masked_fill(memory_starts.cpu(), 0) + 1
         layers = [_row_of_acting(encoder, weights.cpu(), lengths) for weights in calls]
-        recording.attention.append([(weights[:n_attention], ages[:n_attention]) for weights, ages in layers])
+        # Copies: parts of arrays keep all of these alive
+        recording.attention.append([(weights[:n_attention].copy(), ages[:n_attention].copy()) for weights, ages in layers])
         return features, state
 
     encoder.step = step  # type: ignore[method-assign]

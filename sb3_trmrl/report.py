@@ -20,7 +20,7 @@ from sb3_trmrl.inspection import inspect_trials
 from sb3_trmrl.plots.adaptation_curve import draw_adaptation_curve
 from sb3_trmrl.plots.attention import attention_figure, embeddings_figure
 from sb3_trmrl.plots.learning_curve import learning_curve_figure
-from sb3_trmrl.plots.ood import draw_task_returns, task_parameter, training_range
+from sb3_trmrl.plots.ood import draw_task_returns, has_parameters, task_parameter, training_range
 from sb3_trmrl.plots.performance_profile import draw_performance_profile
 from sb3_trmrl.plots.style import new_figure
 from sb3_trmrl.runs import Run
@@ -211,7 +211,7 @@ def _memory(run: Run, splits: Sequence[str], n_tasks: int, seed: int, kwargs: di
             "dashed: a new episode. 1 would be looking at all steps so far alike."
         )
         parts.append(_picture(attention_figure(inspection), "Attention weights per layer and head", caption))
-    if inspection.result.tasks[0]:
+    if has_parameters(inspection.result.tasks[0]):
         caption = "Memory embeddings at every step in their two principal components, coloured by the task."
         parts.append(_picture(embeddings_figure(inspection), "Memory embeddings", caption))
     return parts

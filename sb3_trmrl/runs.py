@@ -80,7 +80,8 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
     :param env_id: Id of the environment, if the run does not tell
     :param device: Where the model goes
     :return: The run
-    :raises ValueError: if there is no model, the file is broken, or the algorithm is unknown
+    :raises ValueError: if there is no model, the file is broken, the algorithm is unknown, or the zoo put wrappers around the
+        environment of training
     """
     if algo is not None and algo not in ALGORITHMS:
         raise ValueError(f"algo must be one of {list(ALGORITHMS)}, got {algo!r}.{did_you_mean(algo, ALGORITHMS)}")
@@ -89,6 +90,7 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
         return _from_log_folder(path, algo, env_id, device)
     if path.is_file():
         args = _read_yaml(path.parent / path.stem / "args.yml") or _read_args(path.parent)
+        _check_no_wrappers(path.parent)
         kwargs = _read_env_kwargs(path.parent)
         model = _load_zip(path, algo or args.get("algo"), device)
         folder = path.parent if any(path.parent.glob("*monitor.csv")) else None
@@ -138,6 +140,7 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
 
 def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device: str) -> Run:
     folder = _latest_run(folder)
+    _check_no_wrappers(folder)
     args = _read_args(folder)
     trained_on = args.get("env")
     # The final model first, named as the zoo does; then the best ones
@@ -170,11 +173,26 @@ def _read_args(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _read_env_kwargs(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("*/config.yml")):
-        config = _read_yaml(path)
-        return {**(config.get("env_kwargs") or {}), **(_read_args(folder).get("env_kwargs") or {})}
+        return _read_yaml(path)
     return {}
+
+
+def _read_env_kwargs(folder: Path) -> dict[str, Any]:
+    config = _read_config(folder)
+    return {**(config.get("env_kwargs") or {}), **(_read_args(folder).get("env_kwargs") or {})} if config else {}
+
+
+def _check_no_wrappers(folder: Path) -> None:
+    # Here nobody would put them around the environment, and the model would be judged without
+    config = _read_config(folder)
+    wrappers = {name: config[name] for name in ("env_wrapper", "vec_env_wrapper", "frame_stack") if config.get(name)}
+    if wrappers:
+        raise ValueError(
+            f"{folder} was trained in wrappers of RL Zoo, {wrappers}, which are not put around the environment here: play it "
+            "with rl_zoo3.enjoy, or register an environment that has them and train in that one."
+        )
 
 
 def _read_statistics(folder: Path) -> VecNormalize | None:

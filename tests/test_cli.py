@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,15 @@ def test_yaml_of_a_log_folder_runs_nothing(tmp_path, zoo_folder):
     assert not (tmp_path / "made").exists()
 
 
+def test_wrappers_of_the_zoo_are_missed(capsys, zoo_folder, tmp_path):
+    folder = tmp_path / f"{ENV}_1"
+    shutil.copytree(zoo_folder / f"{ENV}_1", folder)
+    (folder / ENV / "config.yml").write_text("env_wrapper: package.Wrapper\n")
+    for source in (folder, folder / f"{ENV}.zip"):
+        assert "wrappers of RL Zoo, {'env_wrapper': 'package.Wrapper'}" in error_of(capsys, "evaluate", source, *FEW)
+    assert run("plot", "learning", folder, "-o", tmp_path / "l.png") == 0  # but what it learned can be seen
+
+
 # ---- compare, plot ---------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +294,17 @@ def test_plots_of_results(capsys, results, kind):
     assert capsys.readouterr().out.count("Written: ") == 2
 
 
+def test_paths_with_signs_that_part_arguments(capsys, results):
+    for folder in ("lr=0.1", "a,b"):
+        (results / folder).mkdir()
+        path = results / folder / "b.npz"
+        path.write_bytes((results / "b.npz").read_bytes())
+        assert run("compare", path, f"named={results / 'a1.npz'}", "--json") == 0
+        assert list(json.loads(capsys.readouterr().out)["agents"]) == ["b", "named"]
+        assert run("plot", "adaptation", path, "-o", results / "p.png") == 0
+        capsys.readouterr()
+
+
 def test_plot_learning(zoo_folder, tmp_path):
     assert run("plot", "learning", zoo_folder, f"first={zoo_folder / f'{ENV}_1'}", "-o", tmp_path / "l.png") == 0
     assert (tmp_path / "l.png").stat().st_size > 5_000
@@ -316,7 +337,15 @@ def test_gym_packages_of_every_command_that_builds(capsys, model_zip, tmp_path, 
     assert run("evaluate", model_zip, *few, "--gym-packages", "mine_to_register") == 0
     assert capsys.readouterr().out.startswith("registered")
     parser = make_parser()
-    for command in (["compare", "x"], ["inspect", "x"], ["report", "x"], ["references", ENV], ["hub", "pull", "a/b", "c"]):
+    plot = ["plot", "tasks", "x", "-o", "y.png"]
+    for command in (
+        plot,
+        ["compare", "x"],
+        ["inspect", "x"],
+        ["report", "x"],
+        ["references", ENV],
+        ["hub", "pull", "a/b", "c"],
+    ):
         assert parser.parse_args([*command, "--gym-packages", "a", "b"]).gym_packages == ["a", "b"]
         assert parser.parse_args(command).gym_packages == []
     assert "No module named 'nowhere'" in error_of(capsys, "evaluate", model_zip, "--gym-packages", "nowhere")
@@ -377,6 +406,9 @@ def test_mistakes_of_the_others(capsys, results, zoo_folder):
     )
     assert "must end in one of .html" in error_of(capsys, "report", zoo_folder, "-o", results / "r.pdf")
     assert "Environment `Nothing` doesn't exist" in error_of(capsys, "references", "Nothing-v0")
+    for name in ("n-episodes", "n-tasks", "timesteps"):
+        message = f"{name.replace('-', '_')} must be an integer of at least 1, got 0"
+        assert message in error_of(capsys, "references", ENV, f"--{name}", 0)
 
 
 def test_wrong_usage_ends_with_2(capsys):

@@ -26,7 +26,8 @@ from sb3_trmrl.cli import main
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub import DownloadError, MalformedFileError, MissingFileError, PretrainedError
-from sb3_trmrl.hub.pretrained import MODEL_FILES
+from sb3_trmrl.hub.model_card import training_script
+from sb3_trmrl.hub.pretrained import MODEL_FILES, describe
 from sb3_trmrl.runs import load_run
 from tests.hub_server import TOKEN, FakeHub, running_hub
 
@@ -265,6 +266,15 @@ def test_the_cards_script_makes_the_same_model(hub: FakeHub) -> None:
     again = namespace["model"]
     assert again.num_timesteps == 80
     assert all(th.equal(one, two.cpu()) for one, two in zip(weights(model), weights(again), strict=True))
+
+
+def test_the_cards_script_has_classes(hub: FakeHub) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 1, seed=0)
+    kwargs = dict(activation_fn=th.nn.ReLU, optimizer_class=th.optim.AdamW, memory_encoder="gru")
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=8, batch_size=8, device="cpu", policy_kwargs=kwargs)
+    namespace: dict[str, Any] = {}
+    exec(training_script(describe(model)).replace("model.learn(", "("), namespace)
+    assert namespace["model"].policy_kwargs == kwargs
 
 
 # -- Commands, and the stock path --------------------------------------------------------------------------------------

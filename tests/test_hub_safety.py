@@ -162,7 +162,7 @@ HOSTILE: dict[str, tuple[str, Break]] = {
     "later-version": ("UnsupportedVersionError", config("format_version", value=2)),
     "no-version": ("MalformedFileError", config("format_version", value="1")),
     "unknown-algorithm": ("UnknownNameError", config("algorithm", value="subprocess.Popen")),
-    "algorithm-list": ("UnknownNameError", config("algorithm", value=["TrMRLPPO"])),
+    "algorithm-list": ("MalformedFileError", config("algorithm", value=["TrMRLPPO"])),
     "unknown-policy": ("UnknownNameError", config("policy", value="MlpPolicy")),
     "unknown-encoder": ("UnknownNameError", config("hyperparameters", "policy_kwargs", "memory_encoder", value="os.system")),
     "unknown-activation": (
@@ -183,6 +183,8 @@ HOSTILE: dict[str, tuple[str, Break]] = {
     ),
     "form-unknown": ("MalformedFileError", config("hyperparameters", "rollout_buffer_kwargs", value={"$call": "os.system"})),
     "sections-missing": ("MalformedFileError", config("environment", value=None)),
+    "no-algorithm": ("MalformedFileError", config("algorithm", value=None)),
+    "no-policy": ("MalformedFileError", config("policy", value=None)),
     "no-hyperparameters": ("MalformedFileError", config("hyperparameters", value=None)),
     # -- Paths
     "path-outside": ("UnknownNameError", config("files", "../../model.safetensors", value={"sha256": ""})),

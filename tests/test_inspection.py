@@ -263,6 +263,16 @@ def test_saved_and_loaded(tmp_path):
         Inspection.load(tmp_path / "result.npz")
 
 
+def test_attention_that_is_not_recorded_is_not_kept():
+    model = make_model(WITH_ATTENTION[0])
+    tokens = np.zeros((50, *model.observation_space.shape), dtype=np.float32)  # type: ignore[misc]
+    with record(model, n_attention=2) as recording:
+        model.predict(tokens)
+    for layer in recording.attention[0]:
+        for part in layer:
+            assert len(part) == 2 and (part.base is None or part.base.nbytes == part.nbytes)
+
+
 def test_made_environments_need_a_slot_for_each_task():
     model = make_model("trial-rotary-none")
     env = make_meta_vec_env("PointRobot-v0", 2, env_kwargs=dict(split="test", episodes_per_trial=2))

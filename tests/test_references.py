@@ -311,6 +311,21 @@ def test_settings_of_a_file(cache, tmp_path):
     assert (model.gamma, model.n_envs, model.n_steps, model.batch_size, model.n_epochs) == (0.5, 1, 8, 8, 10)
 
 
+def test_what_the_file_says_of_the_environment_is_evaluated_too(cache, tmp_path):
+    conf_file = tmp_path / "mine.yml"
+    settings = "n_timesteps: 1, policy: TrMRLPolicy, n_steps: 8, batch_size: 8"
+    conf_file.write_text(f"PointRobot-v0: {{{settings}, env_kwargs: {{horizon: 5, episodes_per_trial: 3}}}}")
+    path = make_references("PointRobot-v0", ["reactive"], n_tasks=1, n_episodes=1, conf_file=conf_file)
+    assert json.loads(path.read_text())["env_kwargs"] == {"horizon": 5}
+    assert load_references(result_for("PointRobot-v0", horizon=5)) is not None
+
+
+def test_one_agent_on_other_tasks_leaves_the_others_paired(cache):
+    make_references("PointRobot-v0", ["random"], n_tasks=3, n_episodes=1, eval_seed=7)
+    references = load_references(result_for("PointRobot-v0"))
+    assert references is not None and references.paired and "random" in references.returns
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match="agents must be some of"):
         make_references("MetaBandit-v0", agents=["orakel"])

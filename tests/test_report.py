@@ -6,14 +6,19 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
 from sb3_trmrl import RL2PPO, TrMRLPPO, evaluate_adaptation
+from sb3_trmrl.cli import main
+from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.report import write_report
 from sb3_trmrl.runs import Run
+from tests.families import Counter
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -133,6 +138,36 @@ def test_without_references_and_logs(tmp_path):
     write_report(make_run("ppo", tmp_path), tmp_path / "report.html", ["test"], 2, 2, env_kwargs=dict(horizon=3))
     page = Page((tmp_path / "report.html").read_text())
     assert "No references for this family" in page.text and "Learning curves" not in page.pictures()
+
+
+class Named(Counter):
+    """Tasks are words alone: there are no numbers to draw against."""
+
+    task_shapes: Any = {}
+
+    def _sample_task(self, split: str) -> dict[str, Any]:
+        return {"name": "left"}
+
+    def check_task(self, task: Any) -> dict[str, Any]:
+        return dict(task)
+
+    def _step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_tasks_that_are_words(tmp_path, capsys):
+    gym.register("Named-v0", entry_point=lambda **kwargs: TrialWrapper(Named(horizon=3), **kwargs))
+    try:
+        small = dict(memory_encoder_kwargs=dict(embed_dim=8, n_heads=2, n_layers=1))
+        model = TrMRLPPO("TrMRLPolicy", "Named-v0", device="cpu", seed=0, policy_kwargs=small)
+        write_report(Run("words", model, "Named-v0"), tmp_path / "report.html", ["test"], 1, 2)
+        assert "Attention" in (tmp_path / "report.html").read_text()
+        model.save(tmp_path / "model.zip")
+        few = ["--algo", "trmrl", "--env", "Named-v0", "--n-tasks", "1"]
+        assert main(["inspect", str(tmp_path / "model.zip"), *few, "-o", str(tmp_path / "i")]) == 0
+        assert "inspection.npz, attention.png\n" in capsys.readouterr().out
+    finally:
+        del gym.registry["Named-v0"]
 
 
 def test_mistakes(tmp_path):

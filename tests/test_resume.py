@@ -359,6 +359,12 @@ def test_a_folder_of_a_training_that_is_further_is_refused(tmp_path: Path) -> No
     assert latest_checkpoint(tmp_path, "other") == tmp_path / "other_40_steps"
 
 
+def test_a_score_of_numpy_is_a_score(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+    small(env).learn(40, callback=PretrainedCheckpointCallback(20, tmp_path, score=lambda model: np.float32(0.5)))  # type: ignore
+    assert json.loads((tmp_path / "best.json").read_text())["score"] == 0.5
+
+
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
 

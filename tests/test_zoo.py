@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from sb3_trmrl.common.vec_env import MujocoVecEnv
 from sb3_trmrl.envs import PointRobot, TrialWrapper
 from sb3_trmrl.envs.registration import META_ENVS, METAWORLD_ENVS, evaluation_kwargs
 from sb3_trmrl.zoo import ALGORITHMS, register
-from sb3_trmrl.zoo.exp_manager import MetaExperimentManager, _takes_split
+from sb3_trmrl.zoo.exp_manager import MetaExperimentManager, ZooExperimentManager, _takes_split
 
 ZOO_DEFAULTS = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams"
 
@@ -191,6 +193,36 @@ def test_callbacks_of_the_yaml_file_write_to_the_folder_of_the_run(tmp_path):
     manager.setup_experiment()
     (meta_eval,) = manager.callbacks
     assert isinstance(meta_eval, MetaEvalCallback) and meta_eval.save_path == Path(manager.save_path)
+
+
+def test_two_evaluations_of_the_yaml_file_have_a_name_and_a_folder_each(tmp_path):
+    name = "sb3_trmrl.common.callbacks.MetaEvalCallback"
+    both = [{name: {"eval_freq": 10}}, {name: {"eval_freq": 10, "split": "ood", "name": "meta_eval_ood"}}]
+    manager = make_manager(tmp_path, eval_freq=-1, hyperparams={"callback": both})
+    manager.setup_experiment()
+    folder = Path(manager.save_path)
+    assert [callback.save_path for callback in manager.callbacks] == [folder, folder / "meta_eval_ood"]
+    manager = make_manager(tmp_path, eval_freq=-1, hyperparams={"callback": [both[0], both[0]]})
+    with pytest.raises(ValueError, match=r"need a name each, got \['meta_eval', 'meta_eval'\]"):
+        manager.setup_experiment()
+
+
+def test_environments_made_by_two_threads_keep_their_seeds(tmp_path, monkeypatch):
+    # --n-jobs of an optimisation
+    manager = make_manager(tmp_path, seed=3)
+    seeds: list[tuple[bool, int]] = []
+
+    def create_envs(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> None:
+        before = self.seed
+        time.sleep(0.01)
+        assert self.seed == before
+        seeds.append((eval_env, self.seed))
+
+    monkeypatch.setattr(ZooExperimentManager, "create_envs", create_envs)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda index: manager.create_envs(1, eval_env=index % 2 == 1), range(16)))
+    assert manager.seed == 3 and {seed for eval_env, seed in seeds if not eval_env} == {3}
+    assert len(seeds) == 16 and len({seed for eval_env, seed in seeds if eval_env} - {3}) == 1
 
 
 # ---- Optimising hyperparameters ----------------------------------------------------------------------------------------

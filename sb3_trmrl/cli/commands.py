@@ -127,13 +127,14 @@ def load_agents(sources: Sequence[str], arguments: argparse.Namespace) -> dict[s
     """
     agents: dict[str, list[AdaptationResult]] = {}
     for source in sources:
-        name, equals, paths = source.partition("=")
-        if not equals:
-            name, paths = Path(source.split(",")[0]).stem, source
+        is_path = Path(source).exists()  # lr=0.1/result.npz, or a comma in the name
+        name, equals, text = ("", "", "") if is_path else source.partition("=")
+        paths = [source] if is_path else (text if equals else source).split(",")
+        name = name if equals else Path(paths[0]).stem
         if name in agents:
             raise ValueError(f"two agents are called {name!r}: give names, for example first={source}.")
         agents[name] = []
-        for path in paths.split(","):
+        for path in paths:
             if Path(path).suffix.lower() in RESULT_ENDINGS:
                 agents[name].append(AdaptationResult.load(path))
             else:
@@ -202,6 +203,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     """
     from sb3_trmrl.inspection import attention_summary, inspect_trials
     from sb3_trmrl.plots import plot_attention, plot_embeddings
+    from sb3_trmrl.plots.ood import has_parameters
 
     run = load_run(arguments.model, arguments.algo, arguments.env, arguments.device)
     if run.vec_normalize is not None:
@@ -242,7 +244,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         if inspection.attention.size > 0:
             plot_attention(inspection, arguments.output / "attention.png", title=f"{env_id}: attention while acting")
             written.append("attention.png")
-        if inspection.result.tasks[0]:
+        if has_parameters(inspection.result.tasks[0]):
             plot_embeddings(inspection, arguments.output / "embeddings.png", title=f"{env_id}: memory embeddings")
             written.append("embeddings.png")
         if not arguments.json:

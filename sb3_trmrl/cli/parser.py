@@ -120,6 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--title", default="")
     sub.add_argument("--parameter", help="tasks, embeddings: which task parameter, for example velocity or goal[0]")
     sub.add_argument("--task", type=int, default=0, help="attention: of which inspected task (default: %(default)s)")
+    add_gym_packages(sub)
     sub.set_defaults(run=plot)
 
     sub = commands.add_parser("inspect", help="attention weights and memory embeddings while acting")

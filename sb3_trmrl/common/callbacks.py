@@ -76,6 +76,8 @@ class MetaEvalCallback(BaseCallback):
     :param seed: Seed of tasks and episodes
     :param save_path: Folder for the two files; None writes none
     :param verbose: 1 tells of new best models
+    :param name: What stands for ``meta_eval`` in the log: several callbacks need several names. In RL Zoo, one with another
+        name keeps its files in a folder of that name
     :raises ValueError: for a bad number; when training starts, for an environment without trials or an unknown split
     """
 
@@ -91,11 +93,13 @@ class MetaEvalCallback(BaseCallback):
         seed: int = 0,
         save_path: str | Path | None = None,
         verbose: int = 0,
+        name: str = "meta_eval",
     ):
         super().__init__(verbose)
-        for name, value in (("eval_freq", eval_freq), ("n_tasks", n_tasks), ("n_episodes", n_episodes)):
+        self.name = name
+        for argument, value in (("eval_freq", eval_freq), ("n_tasks", n_tasks), ("n_episodes", n_episodes)):
             if not is_integer(value, 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+                raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}.")
         self.eval_freq, self.n_tasks, self.n_episodes, self.split = eval_freq, n_tasks, n_episodes, split
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self._given_env = env_id, self.env_kwargs
@@ -152,11 +156,11 @@ class MetaEvalCallback(BaseCallback):
         self.timesteps.append(self.num_timesteps)
         self.results.append(result)
         for index, mean_return in enumerate(result.curve, start=1):
-            self.logger.record(f"meta_eval/return_episode_{index}", float(mean_return))
-        self.logger.record("meta_eval/adaptation_gain", float(result.curve[-1] - result.curve[0]))
+            self.logger.record(f"{self.name}/return_episode_{index}", float(mean_return))
+        self.logger.record(f"{self.name}/adaptation_gain", float(result.curve[-1] - result.curve[0]))
         if result.success is not None:
             for index, rate in enumerate(result.success.mean(axis=0), start=1):
-                self.logger.record(f"meta_eval/success_episode_{index}", float(rate))
+                self.logger.record(f"{self.name}/success_episode_{index}", float(rate))
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self._save(float(result.curve.mean()))

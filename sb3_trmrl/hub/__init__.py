@@ -9,6 +9,7 @@ from sb3_trmrl.hub.errors import (
     PretrainedError,
     UnknownNameError,
     UnsupportedVersionError,
+    UploadError,
     WrongTensorsError,
 )
 from sb3_trmrl.hub.pretrained import load, save_pretrained
@@ -23,6 +24,7 @@ __all__ = [
     "PretrainedError",
     "UnknownNameError",
     "UnsupportedVersionError",
+    "UploadError",
     "WrongTensorsError",
     "latest_checkpoint",
     "load",

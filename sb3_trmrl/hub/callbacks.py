@@ -59,7 +59,8 @@ class PretrainedCheckpointCallback(BaseCallback):
     :param save_path: Folder for the checkpoints
     :param keep_last: How many of them are kept, at least 1
     :param score: What is best: a function of the model; None says "not now". By default the mean return of the last
-        training trials. For held-out tasks: ``lambda model: meta_eval_callback.results[-1].curve.mean()`` or the like
+        training trials. For held-out tasks: ``lambda model: callback.results[-1].curve.mean() if callback.results else None``
+        with a ``MetaEvalCallback``
     :param name_prefix: Start of the folders' names
     :param verbose: 1 tells of saving
     :raises ValueError: for a bad number; when training starts, if the folder holds checkpoints of a training that is further,
@@ -124,7 +125,7 @@ class PretrainedCheckpointCallback(BaseCallback):
             shutil.rmtree(outdated)
         score = self.score(self.model)
         if score is not None and score > self.best_score:
-            self.best_score = score
+            self.best_score = score = float(score)  # perhaps numpy's, which JSON does not know
             save_pretrained(self.model, self.save_path / "best")
             record = self.save_path / ".best.json"
             record.write_text(json.dumps({"score": score, "num_timesteps": steps}) + "\n", encoding="utf-8")

@@ -32,3 +32,7 @@ class UnsupportedVersionError(PretrainedError):
 class DownloadError(PretrainedError):
     """A download broke off; what is in the cache is not taken for the model. What the Hub itself answers (no such repository,
     revision, ...) is one of ``huggingface_hub.errors``."""
+
+
+class UploadError(PretrainedError):
+    """An upload broke off; on the Hub nothing has changed, but that the repository may be new and empty."""

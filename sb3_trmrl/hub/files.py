@@ -227,8 +227,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None], own_names: froze
     if kept != folder:
         os.rename(kept, folder)
     for stale in (partial, new, old):
-        if stale.exists():
-            shutil.rmtree(stale)
+        _remove(stale)
     partial.mkdir()
     write(partial)
     for path in (*partial.iterdir(), partial):
@@ -239,10 +238,14 @@ def replace_folder(folder: Path, write: Callable[[Path], None], own_names: froze
         os.rename(folder, old)
     os.rename(new, folder)
     _flush(folder.parent)
-    if old.is_symlink():
-        old.unlink()
-    elif old.exists():
-        shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _flush(path: Path) -> None:

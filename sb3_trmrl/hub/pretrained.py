@@ -263,6 +263,9 @@ def _check_sections(config: dict[str, Any], path: Path) -> None:
         "versions": {},
         "files": {},
     }
+    for name in ("algorithm", "policy"):
+        if not isinstance(config.get(name), str):
+            raise MalformedFileError(f"{name} in {path} must be a name, got {str(config.get(name))[:100]}.")
     for name, keys in expected.items():
         values = config.get(name)
         if not isinstance(values, dict) or any(

@@ -16,7 +16,7 @@ from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
 from sb3_trmrl.hub.description import decode_value
-from sb3_trmrl.hub.errors import PretrainedError
+from sb3_trmrl.hub.errors import PretrainedError, UploadError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
 from sb3_trmrl.hub.pretrained import MODEL_FILES, check_acts_alone, find_folder, load, read_config, save_pretrained
@@ -63,7 +63,7 @@ def push_to_hub(
     :param token: Token of the Hub; by default the one of ``hf auth login`` or ``HF_TOKEN``
     :param endpoint: Address of another Hub
     :return: Address of the commit
-    :raises PretrainedError: for what can't be written as data
+    :raises PretrainedError: for what can't be written as data, and if the upload breaks off
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, Path(temporary) / "model", training_state)
@@ -80,16 +80,21 @@ def push_to_hub(
         card = model_card(config, repo_id, adaptation, zip_name, train_command)
         (folder / CARD).write_text(card, encoding="utf-8")
         api = HfApi(endpoint=endpoint, token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message or f"{config['algorithm']} after {model.num_timesteps:,} steps",
-            # Files of an earlier push that this one does not have
-            delete_patterns=[*sorted(MODEL_FILES), PICTURE, VIDEO, *SB3_FILES, zip_file_name(config)],
-        )
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or f"{config['algorithm']} after {model.num_timesteps:,} steps",
+                # Files of an earlier push that this one does not have
+                delete_patterns=[*sorted(MODEL_FILES), PICTURE, VIDEO, *SB3_FILES, zip_file_name(config)],
+            )
+        except (OSError, ValueError, TypeError):  # the client's own errors tell what to do
+            raise
+        except Exception as error:  # those of its HTTP library, whichever that is
+            raise UploadError(f"The upload to {repo_id} broke off, try again: {error}") from error
     return commit.pr_url or commit.commit_url
 
 

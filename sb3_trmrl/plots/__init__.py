@@ -1,4 +1,4 @@
-"""Pictures; they need the extra ``plots``."""
+"""Pictures of adaptation, learning, attention and tasks."""
 
 from sb3_trmrl.plots.adaptation_curve import plot_adaptation_curve
 from sb3_trmrl.plots.attention import plot_attention, plot_embeddings

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
+from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.plots.style import agent_style, finish, new_figure, reference_style, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def has_parameters(task: Task) -> bool:
+    """
+    :param task: A task.
+    :return: Whether there are numbers in it, and not words alone.
+    """
+    return any(not isinstance(value, str) for value in task.values())
 
 
 def task_parameter(result: AdaptationResult, parameter: str | None = None) -> tuple[str, np.ndarray]:

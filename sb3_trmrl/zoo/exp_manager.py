@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class MetaExperimentManager(ZooExperimentManager):
         **other_kwargs: Any,
     ):
         self._has_splits = _takes_split(env_id)
+        self._seed_lock = threading.RLock()
         if ALGOS[algo].__module__.startswith("sb3_trmrl."):
             ours = hyperparams_dir().parent / (config or f"hyperparams/{algo}.yml")
             if config is None or (ours.is_file() and not Path(config).exists()):
@@ -93,20 +95,30 @@ class MetaExperimentManager(ZooExperimentManager):
         :param no_log: Whether Monitor writes no file
         :return: The environments
         """
-        training_seed = self.seed
-        if eval_env and self._has_splits:
-            self.seed = derived_seed(training_seed, 1)
-        try:
-            return super().create_envs(n_envs, eval_env, no_log)
-        finally:
-            self.seed = training_seed
+        with self._seed_lock:  # --n-jobs of an optimisation are threads, and the zoo reads self.seed
+            training_seed = self.seed
+            if eval_env and self._has_splits:
+                self.seed = derived_seed(training_seed, 1)
+            try:
+                return super().create_envs(n_envs, eval_env, no_log)
+            finally:
+                self.seed = training_seed
 
     def create_log_folder(self) -> None:
-        """Make the folder of the run, and tell it to callbacks of the yaml file that write there."""
+        """
+        Make the folder of the run, and tell it to callbacks of the yaml file that write there.
+
+        :raises ValueError: If two of them would write the same files
+        """
         super().create_log_folder()
-        for callback in self.callbacks:
-            if isinstance(callback, MetaEvalCallback) and callback.save_path is None:
-                callback.save_path = Path(self.save_path)
+        evaluating = [callback for callback in self.callbacks if isinstance(callback, MetaEvalCallback)]
+        names = [callback.name for callback in evaluating]
+        if len(set(names)) < len(names):
+            raise ValueError(f"MetaEvalCallbacks need a name each, got {names}: give one of them 'name: meta_eval_ood', say.")
+        for callback in evaluating:
+            if callback.save_path is None:
+                folder = Path(self.save_path)
+                callback.save_path = folder if callback.name == "meta_eval" else folder / callback.name
 
     def objective(self, trial: optuna.Trial) -> float:
         """

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials, relevant_kwargs
 from sb3_trmrl.common.references.exact import CLOSED_FORMS, SCRIPTS, RandomAgent
 from sb3_trmrl.common.references.trained import SeesTasks, train_reference, training_settings
 from sb3_trmrl.envs.meta_env import Task
+from sb3_trmrl.envs.registration import evaluation_kwargs
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
 
 AGENTS = ("oracle", "reactive", "blind", "random")
@@ -67,7 +69,7 @@ def make_references(
     :param n_tasks: Tasks of each split.
     :param n_episodes: Episodes of each task.
     :param eval_seed: Seed of tasks and episodes: evaluations with this seed meet the same ones.
-    :param env_kwargs: Keywords of the environment.
+    :param env_kwargs: Keywords of the environment, beside those of the yaml file.
     :param output: The file, or a folder for it; in :func:`cache_dir` if None.
     :param command: How to make them again, for the file.
     :param progress_bar: Show SB3's progress bar.
@@ -81,7 +83,13 @@ def make_references(
         raise ValueError(f"agents must be some of {list(AGENTS)}, got {list(agents)}.")
     if len(seeds) == 0:
         raise ValueError("seeds must hold at least one seed, got none.")
-    env_kwargs = relevant_kwargs(env_id, env_kwargs)
+    numbers = dict(n_tasks=n_tasks, n_episodes=n_episodes, timesteps=1 if timesteps is None else timesteps)
+    for name, number in numbers.items():
+        if not is_integer(number, 1):
+            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+    # What they are trained on, they are evaluated on, and it is what an agent of the same file was trained on
+    of_file = evaluation_kwargs(training_settings(env_id, conf_file).get("env_kwargs", {}))
+    env_kwargs = relevant_kwargs(env_id, {**of_file, **(env_kwargs or {})})
     path = cache_dir() if output is None else Path(output)
     path = path if path.suffix == ".json" else path / file_name(env_id, env_kwargs)
     env = make_trials(env_id, env_kwargs)
@@ -260,14 +268,14 @@ def load_references(result: AdaptationResult) -> References | None:
     returns: dict[str, np.ndarray] = {}
     how: dict[str, str] = {}
     paired: dict[str, bool] = {}
-    for path in (SHIPPED / name, cache_dir() / name):  # the latter wins
+    for path in (SHIPPED / name, cache_dir() / name):  # the latter wins, but not over the same tasks with other ones
         if not path.exists():
             continue
         content = _read(path)
         try:
             rows = _matching_rows(result.tasks, content["tasks"].get(split, []))
             for agent, entry in content["agents"].items():
-                if split in entry["returns"]:
+                if split in entry["returns"] and (rows is not None or not paired.get(agent, False)):
                     mean = np.mean(entry["returns"][split], axis=0)
                     mean = mean if rows is None else mean[rows]
                     episodes = np.minimum(np.arange(result.n_episodes), mean.shape[1] - 1)
