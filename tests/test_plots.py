@@ -9,6 +9,7 @@ import pytest
 
 from sb3_trmrl import AdaptationResult
 from sb3_trmrl.common.logs import LearningCurve, read_learning_curves
+from sb3_trmrl.common.references import load_references
 from sb3_trmrl.inspection import Inspection
 from sb3_trmrl.plots import (
     plot_adaptation_curve,
@@ -107,6 +108,14 @@ def test_training_range_is_that_of_the_family():
     low, high = training_range(result_of(np.zeros((1, 1)), env_id="HalfCheetahVel-v0", env_kwargs={})) or (0.0, 0.0)
     assert 0.0 <= low < 0.02 and 2.98 < high <= 3.0
     assert training_range(result_of(np.zeros((1, 1)), env_id=None)) is None
+
+
+def test_a_result_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "module_of_a_file.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = result_of(np.zeros((1, 1)), env_id="module_of_a_file:PointRobot-v0", env_kwargs={})
+    assert training_range(result) is None
+    assert load_references(result) is None
 
 
 def test_attention_is_drawn_where_it_is():

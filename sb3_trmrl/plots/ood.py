@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import gymnasium as gym
 import numpy as np
 
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
@@ -59,10 +60,12 @@ def training_range(result: AdaptationResult, parameter: str | None = None) -> tu
 
     :param result: Of ``evaluate_adaptation`` with a registered id.
     :param parameter: See :func:`task_parameter`.
-    :return: Smallest and largest value of 1,000 training tasks; None if the result does not tell its environment.
+    :return: Smallest and largest value of 1,000 training tasks; None if the result does not tell its environment, or one that
+        is not registered.
     """
     env_id = result.settings.get("env_id")
-    if env_id is None:
+    # A file may name anything, and gym.make imports what stands before a colon
+    if not isinstance(env_id, str) or env_id not in gym.registry:
         return None
     family = make_trials(env_id, result.settings.get("env_kwargs", {}))
     family.reset(seed=0)
