@@ -269,6 +269,16 @@ def test_plain_images(env_id: Any) -> None:
         gym_check_env(env.unwrapped)  # with its rendering checks
 
 
+@pytest.mark.parametrize("n_arms", [2, 100, 240])
+def test_bars_of_many_arms(n_arms: int) -> None:
+    env: Any = gym.make("MetaBandit-v0", n_arms=n_arms, render_mode="rgb_array")
+    env.reset(seed=0, options={"task": {"probabilities": [0.5] + [0.0] * (n_arms - 1)}})
+    image = env.render()
+    height = (image != 255).any(axis=2).sum(axis=0)  # of the bars, in each column
+    width = 240 // n_arms
+    assert (height[: max(1, width - 1)] == 120).all() and height[width:].max() == 1
+
+
 # ---- vectorised environments --------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,46 @@ def make(env_id: str = CHEETAH, n_envs: int = 2, n_threads: int | None = 1, seed
     return make_meta_vec_env(env_id, n_envs=n_envs, seed=seed, env_kwargs=env_kwargs, **chosen, **kwargs)
 
 
+class Wind(HalfCheetahVel):
+    """The task is a force on the torso, too, which no control says."""
+
+    def _reset(self) -> np.ndarray:
+        observation = super()._reset()
+        self.data.xfrc_applied[1, 0] = 20.0 * self._task["velocity"]
+        return observation
+
+
+class Gusts(HalfCheetahVel):
+    def _step_physics(self) -> bool:
+        self.data.qfrc_applied[0] = 20.0
+        return super()._step_physics()
+
+
+def test_families_with_forces_of_their_own_are_refused() -> None:
+    env = MujocoVecEnv([lambda: TrialWrapper(Wind())])
+    with pytest.raises(ValueError, match=r"Wind of slot 0 has set forces.*DummyVecEnv"):
+        env.reset()
+    with pytest.raises(ValueError, match=r"would pass by Gusts._step_physics\(\) of slot 0.*DummyVecEnv"):
+        MujocoVecEnv([lambda: TrialWrapper(Gusts())])
+    assert not MujocoVecEnv.can_step([TrialWrapper(Gusts())])
+
+
+def test_forces_of_a_family_are_part_of_its_state() -> None:
+    env, other = TrialWrapper(Wind()), TrialWrapper(Wind())
+    env.reset(seed=0)
+    env.step(np.zeros(6, np.float32))
+    state = env.get_trial_state()
+    assert state is not None
+    other.reset(seed=1)
+    other.set_trial_state(state)
+    for _ in range(20):
+        expected, found = (one.step(np.zeros(6, np.float32)) for one in (env, other))
+        np.testing.assert_array_equal(expected[0], found[0])
+    del state["meta_env"]["family"]["user_inputs"]  # as files of earlier states of 0.1.0 are
+    other.set_trial_state(state)
+    assert not other.meta_env.data.xfrc_applied.any()  # type: ignore[attr-defined]
+
+
 def random_actions(env: Any, seed: int = 0) -> np.ndarray:
     # Beyond the bounds at times, so that clipping matters
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from sb3_trmrl import TrMRLPPO
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.envs import META_ENVS, make_trial_env
+from sb3_trmrl.envs import META_ENVS, PointRobot, make_trial_env
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.hub import MalformedFileError, PretrainedCheckpointCallback, latest_checkpoint
 from sb3_trmrl.hub.training_state import join_arrays, split_arrays
@@ -132,6 +132,24 @@ def test_a_list_of_tasks_goes_on_where_it_was() -> None:
     assert other.get_task() == tasks[1]
     other.reset()
     assert other.get_task() == tasks[2]
+
+
+class Scaled(PointRobot):
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+
+
+def test_a_state_of_other_settings_is_refused() -> None:
+    env = TrialWrapper(Scaled(2.0))
+    env.reset(seed=0)
+    state = env.get_trial_state()
+    assert state is not None
+    TrialWrapper(Scaled(2.0)).set_trial_state(through_files(state))
+    with pytest.raises(ValueError, match=r"'scale': '2.0'.* does not fit .*'scale': '1.0'"):
+        TrialWrapper(Scaled(1.0)).set_trial_state(state)
+    del state["identity"]["settings"]  # as files of earlier states of 0.1.0 are
+    TrialWrapper(Scaled(1.0)).set_trial_state(state)
 
 
 def test_a_state_of_another_environment_is_refused() -> None:

@@ -357,6 +357,21 @@ def test_box_actions_are_clipped_for_the_base_environment_and_the_token() -> Non
     np.testing.assert_array_equal(env.meta_env.received[-1], [1.0])
 
 
+class ChangesItsAction(Counter):
+    def _step(self, action: Any) -> Any:
+        action *= 10.0
+        return super()._step(action)
+
+
+def test_base_environments_may_change_their_action() -> None:
+    env = TrialWrapper(ChangesItsAction())
+    env.reset(seed=0)
+    action = np.array([0.5], np.float32)
+    token = env.step(action)[0]
+    np.testing.assert_array_equal(token[env.observation_space.action_slice], [0.5])  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(action, [0.5])
+
+
 class OtherObservation(Counter):
     def __init__(self, space: Any, observation: Any) -> None:
         super().__init__()

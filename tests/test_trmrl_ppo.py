@@ -220,6 +220,64 @@ def test_advantages_by_hand_across_episodes_and_at_trial_ends(ends, bootstrap_tr
     np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], np.array(expected[::-1]) + value, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bootstrap_episode_end", [True, False])
+def test_advantages_by_hand_where_an_episode_ends_with_the_rollout(bootstrap_episode_end):
+    env = counter_vec_env(1, tasks=[{"reward": 1.0, "length": 3.0}], horizon=3)
+    settings: dict[str, Any] = dict(gamma=0.9, gae_lambda=0.0, bootstrap_episode_end=bootstrap_episode_end)
+    model = make_model(env, n_steps=3, batch_size=3, policy_kwargs=dict(normalize_observations=False), **settings)
+    constant_value_(model, 10.0)
+    collect(model)
+    expected = [1 + 0.9 * 10 - 10, 1 + 0.9 * 10 - 10, (1 + 0.9 * 10 if bootstrap_episode_end else 1) - 10]
+    np.testing.assert_allclose(model.rollout_buffer.advantages[:, 0], expected, rtol=1e-5)
+
+
+def test_values_are_predicted_in_the_root_mean_square_of_all_targets():
+    # Whole trials of 6 steps that pay 10, lambda = 1 and nothing behind: what the targets are is known, whatever is predicted
+    env = counter_vec_env(1, tasks=[{"reward": 10.0, "length": 99.0}], horizon=3)
+    model = make_model(env, n_steps=6, batch_size=6, gamma=0.5, gae_lambda=1.0, bootstrap_trial_end=False)
+    targets = np.array([10 * (2 - 0.5 ** (5 - step)) for step in range(6)])
+    found = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            found.append(model.policy.value_scale)
+            np.testing.assert_allclose(model.rollout_buffer.returns[:, 0] * model.policy.value_scale, targets, rtol=1e-4)
+
+    model.learn(18, callback=Look())
+    np.testing.assert_allclose(found, 3 * [np.sqrt(np.mean(targets**2))], rtol=1e-5)
+
+
+def test_terminal_token_that_starts_an_episode_enters_an_empty_memory():
+    # The time limit cuts between two episodes of a trial: the terminal token is the first of an episode
+    def make() -> "gym.Env[Any, Any]":
+        trials = TrialWrapper(Counter(noise=1.0), 3, tasks=[{"reward": 1.0, "length": 3.0}])
+        return gym.wrappers.TimeLimit(trials, 6)
+
+    options = dict(memory_reset="episode", normalize_observations=False)
+    model = make_model(DummyVecEnv([make]), n_steps=6, batch_size=6, policy_kwargs=options)
+    with th.no_grad():
+        model.policy.value_net.weight.normal_()
+    ended: list[np.ndarray] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            ended.extend(info["terminal_observation"] for info in self.locals["infos"] if "terminal_observation" in info)
+            return True
+
+    collect(model, Look())
+    (token,) = ended
+    assert token[-1] == 1.0, "prev_done"
+    token[2:] = 0.0  # nothing has been done yet in this episode
+    with th.no_grad():
+        starts, state = th.ones(1, dtype=th.bool), model.policy.initial_state(1)
+        value = model.policy.predict_values(th.as_tensor(token[None]), state, starts).item()
+    assert abs(value) > 1e-3
+    assert model.rollout_buffer.rewards[-1, 0] == pytest.approx(1.0 + model.gamma * value, rel=1e-5)
+
+
 def test_terminal_value_of_a_time_limit_continues_the_memory_of_its_episode():
     env = DummyVecEnv([lambda: gym.wrappers.TimeLimit(NoisyForever(), 6) for _ in range(2)])
     model = make_model(env, n_steps=6, batch_size=5, policy_kwargs=dict(normalize_observations=False))
@@ -495,6 +553,74 @@ def test_two_phase_update_trains_each_parameter_in_its_phase():
     model.learn(26)
     after = weights(model)
     assert all(not th.equal(before[name], after[name]) for name in names)
+
+
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+@pytest.mark.parametrize("value_log_std_init", [None, 0.3])
+def test_the_papers_update_by_hand(value_log_std_init, normalize_advantage):
+    # One minibatch of everything, plain gradient steps: two of the policy, then two of the value, on one encoder
+    def make() -> Any:
+        return TrMRLPPO(
+            "TrMRLPolicy",
+            counter_vec_env(2, noise=1.0),
+            n_steps=13,
+            batch_size=26,
+            n_epochs=2,
+            learning_rate=0.5,
+            clip_range=0.03,
+            ent_coef=0.1,
+            max_grad_norm=float("inf"),
+            normalize_advantage=normalize_advantage,
+            two_phase_update=dict(value_learning_rate=0.01),
+            seed=0,
+            device="cpu",
+            policy_kwargs=dict(
+                net_arch=[16],
+                memory_encoder_kwargs=SMALL,
+                normalize_observations=False,
+                value_log_std_init=value_log_std_init,
+                optimizer_class=th.optim.SGD,
+            ),
+        )
+
+    model = make()
+    collect(model)
+    policy = make().policy
+    policy.load_state_dict(model.policy.state_dict())
+    (batch,) = model.rollout_buffer.get(26)
+    n_clipped = 0
+
+    def descend(loss: th.Tensor, parameters: list[th.nn.Parameter], rate: float) -> None:
+        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        with th.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.sub_(rate * gradient)
+
+    for _ in range(2):
+        _, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions)
+        advantages = batch.advantages
+        if normalize_advantage:
+            advantages = (advantages - advantages.mean()) / advantages.std()
+        ratio = (log_prob - batch.old_log_prob).exp()
+        n_clipped += int(((ratio - 1).abs() > 0.03).sum())
+        gain = th.minimum(ratio * advantages, ratio.clamp(0.97, 1.03) * advantages).mean()
+        descend(-gain - 0.1 * entropy.mean(), list(policy.actor_parameters()), 0.5)
+    for _ in range(2):
+        values = policy.evaluate_values(batch.observations).flatten()
+        loss = ((values - batch.returns) ** 2).mean()
+        if value_log_std_init is not None:
+            # -log of the density, but for a constant
+            loss = loss / (2 * policy.value_log_std.exp() ** 2) + policy.value_log_std
+        descend(loss, list(policy.critic_parameters()), 0.01)
+    assert n_clipped > 5
+
+    model.train()
+    before = make().policy.state_dict()
+    for name, expected in policy.state_dict().items():
+        th.testing.assert_close(model.policy.state_dict()[name], expected, rtol=1e-3, atol=1e-5)
+        if name != "value_log_std" and expected.dtype == th.float32 and expected.ndim > 1:
+            assert not th.allclose(expected, before[name], atol=1e-4), name
 
 
 def test_two_phase_update_with_infinite_max_grad_norm_clips_nothing():

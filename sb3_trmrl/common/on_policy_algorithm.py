@@ -428,8 +428,10 @@ class MemoryPPO(PretrainedMixin, PPO):
         obs_tensor, _ = self.policy.obs_to_tensor(stacked)
         with th.no_grad():
             no_starts = th.zeros(len(slots), dtype=th.bool, device=self.device)
+            # It may be the first of an episode, where a wrapper has cut the trial between two
+            obs_tensor, memory_starts = self.policy.enter_memory(obs_tensor, no_starts)
             slot_state = tuple(part[slots] for part in memory_state)
-            return self.policy.predict_values(obs_tensor, slot_state, no_starts).cpu().numpy().flatten()
+            return self.policy.predict_values(obs_tensor, slot_state, memory_starts).cpu().numpy().flatten()
 
     @staticmethod
     def _check_finite(what: str, values: Any, slots: list[int] | None = None) -> None:

@@ -81,8 +81,9 @@ class MetaBandit(MetaEnv):
         if self.render_mode is None:
             return None
         image = np.full((raster.SIZE, raster.SIZE, 3), raster.WHITE, np.uint8)
-        width = raster.SIZE // self.n_arms
+        edges = np.linspace(0, raster.SIZE, self.n_arms + 1).astype(int)
+        gap = int(edges[1] > 1)  # narrow bars stand side by side
         for arm, probability in enumerate(self._task["probabilities"]):
             top = raster.SIZE - max(1, round(probability * raster.SIZE))
-            image[top:, arm * width : (arm + 1) * width - 1] = raster.BLUE if arm == self._last_arm else raster.GREY
+            image[top:, edges[arm] : edges[arm + 1] - gap] = raster.BLUE if arm == self._last_arm else raster.GREY
         return image

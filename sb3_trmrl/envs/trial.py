@@ -1,6 +1,7 @@
 """Trials: several episodes of one task as one gymnasium episode with token observations (docs/guide/concepts.md)."""
 
 import copy
+import inspect
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -96,6 +97,15 @@ class TokenSpace(spaces.Box):
 
     def __repr__(self) -> str:
         return f"TokenSpace(observation={self.observation_size}, action={self.action_size}, reward=1, done=1)"
+
+
+def is_of(identity: EnvState, saved: EnvState) -> bool:
+    """
+    :param identity: What an environment is.
+    :param saved: What the environment was whose state was saved.
+    :return: Whether they are the same, as far as ``saved`` tells: version 0.1.0 wrote no settings at first.
+    """
+    return {**identity, **saved} == identity
 
 
 class TrialWrapper(gym.Env[Any, Any]):
@@ -314,7 +324,11 @@ class TrialWrapper(gym.Env[Any, Any]):
     def _identity(self) -> EnvState:
         """:return: What an environment must have in common with another one to go on from its state."""
         family = self.meta_env
+        # By convention an argument of the constructor is kept under its name and stays as it is
+        arguments = sorted(set(inspect.signature(type(family)).parameters) - {"horizon", "render_mode"})
+        values = {name: vars(family).get(name) for name in arguments}
         return {
+            "settings": {name: str(value) for name, value in values.items() if isinstance(value, (bool, int, float, str))},
             "family": type(family).__name__,
             "task_shapes": {name: list(shape) for name, shape in family.task_shapes.items()},
             "horizon": family.horizon,
@@ -358,7 +372,7 @@ class TrialWrapper(gym.Env[Any, Any]):
         :param state: What :meth:`get_trial_state` returned, here or in another process.
         :raises ValueError: If it is that of another family, split or length of trial, or does not fit.
         """
-        if state["identity"] != self._identity():
+        if not is_of(self._identity(), state["identity"]):
             raise ValueError(f"the state of {state['identity']} does not fit {self._identity()}")
         tasks = state["tasks"]
         self._tasks = None
@@ -420,7 +434,7 @@ class TrialWrapper(gym.Env[Any, Any]):
                     "(look for NaN in its weights, lower the learning rate)"
                 )
             clipped = np.minimum(np.maximum(array, space.low), space.high)
-            return clipped, clipped.ravel()
+            return clipped, clipped.flatten()  # a copy: the base environment may change its own
         if isinstance(space, spaces.Discrete):
             # SB3 hands over 0-d or one-element arrays
             array = np.asarray(action)

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
 from sb3_trmrl.envs.meta_env import check_generator_state, generator_from_state, generator_state
+from sb3_trmrl.envs.trial import is_of
 from sb3_trmrl.hub.errors import MalformedFileError, NotDescribableError, PretrainedError, WrongTensorsError
 from sb3_trmrl.hub.files import decode_float, encode_float
 
@@ -288,7 +289,7 @@ def _why_fresh(model: MemoryPPO, rollout: State | None) -> str | None:
     if len(saved) != len(slots):
         return f"the checkpoint has {len(saved)} environment slots, this environment {len(slots)}"
     for old, new in zip(saved, slots, strict=True):
-        if old["trial"]["identity"] != new["trial"]["identity"]:
+        if not is_of(new["trial"]["identity"], old["trial"]["identity"]):
             return f"the checkpoint is of {old['trial']['identity']}, this environment of {new['trial']['identity']}"
         if (old["monitor"] is None) != (new["monitor"] is None):
             return "only one of the two environments is wrapped in Monitor"

@@ -1,5 +1,7 @@
 """The memory of RL2: a gated recurrent network."""
 
+import itertools
+
 import torch as th
 from torch import nn
 
@@ -95,13 +97,12 @@ class RecurrentEncoder(MemoryEncoder):
         state = self.initial_state(n_envs)
         if not reach.any():
             return state
-        # Environments of equal reach run together: those that started with a rollout all have the same
-        for length in reach.unique().tolist():
-            rows = reach == length
-            if length > 0:
-                _, parts = self._run(tokens[rows, context - length :], tuple(part[rows] for part in state))
-                for part, new in zip(state, parts, strict=True):
-                    part[rows] = new
+        # From the start of one memory to that of the next, all that have begun run together
+        for start, end in itertools.pairwise(sorted({0, *reach.tolist()}, reverse=True)):
+            rows = reach >= start
+            _, parts = self._run(tokens[rows, context - start : context - end], tuple(part[rows] for part in state))
+            for part, new in zip(state, parts, strict=True):
+                part[rows] = new
         return state
 
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.vec_env.work_sharing import WorkSharing, n_usable_cores, share_out
 from sb3_trmrl.envs.meta_env import MetaEnv
-from sb3_trmrl.envs.mujoco.base import FULL_STATE, MAX_STATE, MujocoMetaEnv, PhysicsState, is_unstable
+from sb3_trmrl.envs.mujoco.base import FULL_STATE, MAX_STATE, USER_INPUTS, MujocoMetaEnv, PhysicsState, is_unstable
 from sb3_trmrl.envs.trial import TokenSpace, TrialWrapper
 
 CONTROL = int(mujoco.mjtState.mjSTATE_CTRL)
@@ -84,7 +84,8 @@ def _find_slot(env: Any, index: int) -> Slot:
         raise ValueError(
             f"MujocoVecEnv steps families of MujocoMetaEnv without wrappers, slot {index} holds {family!r}; {REMEDY}"
         )
-    own = {"step": MetaEnv.step, "reset": MetaEnv.reset, "_step": MujocoMetaEnv._step}
+    own: dict[str, Any] = {"step": MetaEnv.step, "reset": MetaEnv.reset}
+    own |= {name: getattr(MujocoMetaEnv, name) for name in ("_step", "_step_physics")}
     changed = [name for name, method in own.items() if getattr(type(family), name) is not method]
     if changed:
         raise ValueError(f"MujocoVecEnv would pass by {type(family).__name__}.{changed[0]}() of slot {index}; {REMEDY}")
@@ -283,6 +284,8 @@ class MujocoVecEnv(VecEnv):
         share_models(self._slots)
         models = [slot.meta_env.model for slot in self._slots]
         self._physics = BatchedPhysics(models, self._family.frame_skip, self.n_threads)
+        self._user_inputs = np.empty(mujoco.mj_stateSize(models[0], USER_INPUTS))
+        mujoco.mj_getState(models[0], mujoco.MjData(models[0]), self._user_inputs, USER_INPUTS)
         # The running episode of each slot
         self._episode_lengths = np.zeros(n_envs, np.int64)
         self._episode_returns = np.zeros(n_envs)
@@ -474,6 +477,11 @@ class MujocoVecEnv(VecEnv):
     def _load_state(self, index: int) -> None:
         """Take over a slot's simulation and task, and how far its episode is."""
         _, _, trial, meta_env = self._slots[index]
+        if not np.array_equal(meta_env.user_inputs(), self._user_inputs):
+            raise ValueError(
+                f"MujocoVecEnv steps with controls alone, {type(meta_env).__name__} of slot {index} has set forces, mocap "
+                f"bodies or other inputs of MuJoCo; {REMEDY}"
+            )
         mujoco.mj_getState(meta_env.model, meta_env.data, self._physics.state[index], FULL_STATE)
         self._physics.sensordata[index] = meta_env.data.sensordata
         self._episode_lengths[index] = trial._episode_length

@@ -15,6 +15,8 @@ from sb3_trmrl.envs.meta_env import EnvState, MetaEnv
 from sb3_trmrl.envs.mujoco.rendering import Renderer
 
 FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
+USER_INPUTS = int(mujoco.mjtState.mjSTATE_USER) & ~int(mujoco.mjtState.mjSTATE_CTRL)
+"""What a family may set beside the controls: forces, mocap bodies, equality constraints, user data."""
 MAX_STATE = 1e10
 """MuJoCo calls a position or velocity beyond this "bad" (mjMAXVAL)."""
 
@@ -204,21 +206,29 @@ class MujocoMetaEnv(MetaEnv):
                 stacklevel=2,
             )
 
+    def user_inputs(self) -> np.ndarray:
+        """:return: What the family has set beside the controls, ``(mj_stateSize(model, USER_INPUTS),)``."""
+        inputs = np.empty(mujoco.mj_stateSize(self.model, USER_INPUTS))
+        mujoco.mj_getState(self.model, self.data, inputs, USER_INPUTS)
+        return inputs
+
     def _get_state(self) -> EnvState:
         physics = np.zeros(mujoco.mj_stateSize(self.model, FULL_STATE))
         mujoco.mj_getState(self.model, self.data, physics, FULL_STATE)
-        return {"physics": physics, "sensordata": self.data.sensordata.copy()}
+        return {"physics": physics, "sensordata": self.data.sensordata.copy(), "user_inputs": self.user_inputs()}
 
     def _set_state(self, state: EnvState) -> None:
-        physics, sensordata = (np.array(state[name], np.float64) for name in ("physics", "sensordata"))
-        sizes = mujoco.mj_stateSize(self.model, FULL_STATE), self.model.nsensordata
-        if (physics.shape, sensordata.shape) != ((sizes[0],), (sizes[1],)):
-            raise ValueError(
-                f"physics and sensordata of {type(self).__name__} must have {sizes} numbers, got the shapes {physics.shape} "
-                f"and {sensordata.shape}"
-            )
         mujoco.mj_resetData(self.model, self.data)
+        # Version 0.1.0 wrote none at first
+        parts = {"physics": state["physics"], "sensordata": state["sensordata"]}
+        parts["user_inputs"] = state.get("user_inputs", self.user_inputs())
+        physics, sensordata, user_inputs = (np.array(part, np.float64) for part in parts.values())
+        sizes = mujoco.mj_stateSize(self.model, FULL_STATE), self.model.nsensordata, len(self.user_inputs())
+        shapes = physics.shape, sensordata.shape, user_inputs.shape
+        if shapes != tuple((size,) for size in sizes):
+            raise ValueError(f"{', '.join(parts)} of {type(self).__name__} must have {sizes} numbers, got the shapes {shapes}")
         mujoco.mj_setState(self.model, self.data, physics, FULL_STATE)
+        mujoco.mj_setState(self.model, self.data, user_inputs, USER_INPUTS)
         mujoco.mj_forward(self.model, self.data)  # what rendering reads
         self.data.sensordata[:] = sensordata
         self._make_task_arrays()
