@@ -305,6 +305,15 @@ def test_paths_with_signs_that_part_arguments(capsys, results):
         capsys.readouterr()
 
 
+def test_more_files_than_a_path_may_have_characters(capsys, results):
+    paths = []
+    for number in range(20):
+        paths.append(results / f"a_result_of_seed_{number}.npz")
+        paths[-1].write_bytes((results / "b.npz").read_bytes())
+    assert run("compare", "many=" + ",".join(map(str, paths)), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["agents"]["many"]["n_runs"] == 20
+
+
 def test_plot_learning(zoo_folder, tmp_path):
     assert run("plot", "learning", zoo_folder, f"first={zoo_folder / f'{ENV}_1'}", "-o", tmp_path / "l.png") == 0
     assert (tmp_path / "l.png").stat().st_size > 5_000

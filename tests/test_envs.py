@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env as gym_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from sb3_trmrl import evaluate_adaptation
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.envs import META_ENVS, MetaBandit, PointRobot, SparsePointRobot, TokenSpace, TrialWrapper, register_envs
 
@@ -340,6 +341,8 @@ def test_ids_that_name_their_module(tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     env = make_meta_vec_env("ids_of_a_module:FarPointRobot-v0", 2, env_kwargs={"episodes_per_trial": 2})
     assert env.get_attr("episodes_per_trial") == [2, 2]
+    result = evaluate_adaptation(lambda obs: np.zeros((len(obs), 2)), "ids_of_a_module:FarPointRobot-v0", 2, 2)
+    assert result.settings["env_id"] == "FarPointRobot-v0"
     gym.registry.pop("FarPointRobot-v0")
 
 

@@ -578,6 +578,40 @@ def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks
     assert train() == tasks, "the seed decides"
 
 
+def test_an_evaluation_that_breaks_off_leaves_no_memory_either(monkeypatch):
+    env = vec_point_robot(episodes_per_trial=3)
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
+    model.learn(30)
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.policy, "predict", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_adaptation(model, env, n_tasks=1, n_episodes=3, split="train")
+    model.learn(30, reset_num_timesteps=False)
+    assert model.rollout_buffer.memory_lengths[model.rollout_buffer.context_length] == 1
+
+
+@pytest.mark.parametrize("make", [vec_point_robot, gym_point_robot])
+def test_sb3s_own_algorithms_go_on_after_evaluations_in_their_environment(make):
+    env = make(episodes_per_trial=3)
+    model = PPO("MlpPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
+    starts: list[bool] = []
+
+    class Evaluate(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            starts.append(bool(self.model.rollout_buffer.episode_starts[0, 0]))  # type: ignore[attr-defined]
+            evaluate_adaptation(self.model, env, n_tasks=1, n_episodes=3, split="train")
+
+    model.learn(60, callback=Evaluate())
+    assert starts == [True, True] and model.num_timesteps == 60
+
+
 class EvaluatesInTraining(BaseCallback):
     """Evaluates once in the training environment, in one of the callback's methods."""
 

@@ -145,11 +145,14 @@ def test_a_state_of_other_settings_is_refused() -> None:
     env.reset(seed=0)
     state = env.get_trial_state()
     assert state is not None
-    TrialWrapper(Scaled(2.0)).set_trial_state(through_files(state))
-    with pytest.raises(ValueError, match=r"'scale': '2.0'.* does not fit .*'scale': '1.0'"):
+    TrialWrapper(Scaled(2)).set_trial_state(through_files(state))
+    with pytest.raises(ValueError, match=r"'scale': 2.0.* does not fit .*'scale': 1.0"):
         TrialWrapper(Scaled(1.0)).set_trial_state(state)
     del state["identity"]["settings"]  # as files of earlier states of 0.1.0 are
     TrialWrapper(Scaled(1.0)).set_trial_state(state)
+    state["identity"] = {}
+    with pytest.raises(ValueError, match="does not fit"):
+        TrialWrapper(Scaled(1.0)).set_trial_state(state)
 
 
 def test_a_state_of_another_environment_is_refused() -> None:

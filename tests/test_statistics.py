@@ -65,6 +65,19 @@ def test_interval_of_two_runs_by_enumeration():
     assert probability_of_improvement_interval(np.repeat([[0.0], [2.0]], 20, axis=1), np.ones((1, 20))) == (0.0, 1.0)
 
 
+def test_intervals_of_few_seeds_hold_the_truth_as_often_as_they_can():
+    # Seeds and tasks differ by 1, the tasks of one seed by 0.5 beside; all about 0
+    rng = np.random.default_rng(0)
+    held = {3: 0, 10: 0}
+    for n_seeds in held:
+        for _ in range(300):
+            scores = rng.normal(size=(n_seeds, 1)) + rng.normal(size=(1, 20)) + 0.5 * rng.normal(size=(n_seeds, 20))
+            lower, upper = bootstrap_interval(scores, n_resamples=500, resample_tasks=True)
+            held[n_seeds] += bool(lower <= 0.0 <= upper)
+    # Drawn for each task by itself: 63 and 76 %
+    assert 0.8 * 300 < held[3] < 0.95 * 300 and 0.9 * 300 < held[10]
+
+
 def test_interval_of_many_runs_is_the_normal_one():
     scores = np.random.default_rng(1).normal(3.0, 2.0, size=(300, 2))
     lower, upper = bootstrap_interval(scores, mean_of_all)

@@ -33,8 +33,10 @@ def test_unknown_schedule_is_refused(monkeypatch, tmp_path):
 
 def test_file_of_the_user(tmp_path):
     path = tmp_path / "mine.yml"
-    path.write_text("X-v0: {n_timesteps: 9, policy: P, policy_kwargs: 'dict(optimizer_class=th.optim.AdamW, net_arch=[2])'}")
-    policy_kwargs = {"optimizer_class": th.optim.AdamW, "net_arch": [2]}
+    path.write_text(
+        "X-v0: {n_timesteps: 9, policy: P, policy_kwargs: 'dict(optimizer_class=th.optim.AdamW, activation_fn=nn.ReLU)'}"
+    )
+    policy_kwargs = {"optimizer_class": th.optim.AdamW, "activation_fn": th.nn.ReLU}
     assert read_settings(path, "X-v0") == {"n_timesteps": 9, "policy": "P", "n_envs": 1, "policy_kwargs": policy_kwargs}
 
 
@@ -46,6 +48,9 @@ def test_file_of_the_user(tmp_path):
         ("Y-v0: {n_timesteps: 1, policy: P}", "must have a block"),
         ("X-v0: {gamma: 0.9}", r"got \{'gamma': 0.9\}"),
         ("X-v0: {", "is no yaml file"),
+        ("X-v0: {n_timesteps: 1, policy: P, normalize: True}", r"\['normalize'\] of X-v0 are for RL Zoo alone"),
+        ("X-v0: {n_timesteps: 1, policy: P, policy_kwargs: 'dict('}", "no Python that works"),
+        ("X-v0: {n_timesteps: 1, policy: P, policy_kwargs: 'dict(a=b)'}", "name 'b' is not defined"),
     ],
 )
 def test_file_without_the_block(tmp_path, text, message):

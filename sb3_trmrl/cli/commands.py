@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def load_agents(sources: Sequence[str], arguments: argparse.Namespace) -> dict[s
     """
     agents: dict[str, list[AdaptationResult]] = {}
     for source in sources:
-        is_path = Path(source).exists()  # lr=0.1/result.npz, or a comma in the name
+        is_path = os.path.exists(source)  # lr=0.1/result.npz, or a comma in the name
         name, equals, text = ("", "", "") if is_path else source.partition("=")
         paths = [source] if is_path else (text if equals else source).split(",")
         name = name if equals else Path(paths[0]).stem

@@ -1,6 +1,7 @@
 """``sb3-trmrl plot``."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
     """:return: ``NAME=PATH`` or ``PATH`` by name."""
     named = {}
     for source in sources:
-        name, equals, path = ("", "", "") if Path(source).exists() else source.partition("=")  # lr=0.1/result.npz is a path
+        name, equals, path = ("", "", "") if os.path.exists(source) else source.partition("=")  # lr=0.1/result.npz is a path
         name, path = (name, path) if equals else (Path(source).stem, source)
         if name in named:
             raise ValueError(f"two inputs are called {name!r}: give names, for example first={path}.")

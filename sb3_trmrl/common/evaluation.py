@@ -238,7 +238,7 @@ def evaluate_adaptation(
     if tasks is not None and (isinstance(tasks, Mapping) or len(tasks) == 0):
         raise ValueError(f"tasks must hold at least one task (or be None to draw n_tasks of them), got {tasks}: pass [task].")
     settings = dict(
-        env_id=env_id if isinstance(env_id, str) else None,
+        env_id=env_id.rpartition(":")[2] if isinstance(env_id, str) else None,  # without the module to import
         env_kwargs={name: value for name, value in env_kwargs.items() if name != "render_mode"},
         split=split if tasks is None else None,
         seed=seed,
@@ -393,17 +393,16 @@ def _evaluate(
     n_episodes = vec_env.get_attr("episodes_per_trial", indices=0)[0]
     trials: list[dict[str, Any]] = []
     start = time.perf_counter()
-    # On stderr, and not where nobody looks
-    with tqdm(total=len(tasks) * n_episodes, unit="episode", disable=None if progress_bar else True) as bar:
-        for first in range(0, len(tasks), vec_env.num_envs):
-            batch = tasks[first : first + vec_env.num_envs]
-            # Task i starts from seed + i, whichever slot plays it
-            trials += _play(model, vec_env, batch, seed + first, deterministic, bar)
-    if _is_trained_in(model, vec_env):
-        model._last_obs = None  # its trials are broken off: learn() starts new ones, with an empty memory
-        # And other ones, as after other evaluations: its tasks would be drawn as the evaluation's seed has it, every time
-        # (_n_updates: learn() may count its steps anew)
-        model.env.seed(derived_seed(seed, *(int(getattr(model, name, 0) or 0) for name in ("seed", "_n_updates"))))
+    try:
+        # On stderr, and not where nobody looks
+        with tqdm(total=len(tasks) * n_episodes, unit="episode", disable=None if progress_bar else True) as bar:
+            for first in range(0, len(tasks), vec_env.num_envs):
+                batch = tasks[first : first + vec_env.num_envs]
+                # Task i starts from seed + i, whichever slot plays it
+                trials += _play(model, vec_env, batch, seed + first, deterministic, bar)
+    finally:
+        if _is_trained_in(model, vec_env):
+            _break_off_training(model, seed)
     return _result(trials, time.perf_counter() - start, settings)
 
 
@@ -415,6 +414,16 @@ def _is_trained_in(model: Any, vec_env: VecEnv) -> bool:
         return True
     of_model, of_vec_env = ({id(env.unwrapped) for env in getattr(one.unwrapped, "envs", ())} for one in (model.env, vec_env))
     return not of_model.isdisjoint(of_vec_env)
+
+
+def _break_off_training(model: Any, seed: int) -> None:
+    # New trials, and other ones than after other evaluations: tasks would be drawn as the evaluation's seed has it, every time
+    # (_n_updates: learn() may count its steps anew)
+    model.env.seed(derived_seed(seed, *(int(getattr(model, name, 0) or 0) for name in ("seed", "_n_updates"))))
+    if hasattr(model, "in_step"):
+        model._last_obs = None  # our algorithms reset the environment themselves, and empty their memory
+    else:
+        model._last_obs, model._last_episode_starts = model.env.reset(), np.ones(model.env.num_envs, dtype=bool)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def is_of(identity: EnvState, saved: EnvState) -> bool:
     :param saved: What the environment was whose state was saved.
     :return: Whether they are the same, as far as ``saved`` tells: version 0.1.0 wrote no settings at first.
     """
-    return {**identity, **saved} == identity
+    return {"settings": identity["settings"], **saved} == identity
 
 
 class TrialWrapper(gym.Env[Any, Any]):
@@ -324,11 +324,11 @@ class TrialWrapper(gym.Env[Any, Any]):
     def _identity(self) -> EnvState:
         """:return: What an environment must have in common with another one to go on from its state."""
         family = self.meta_env
-        # By convention an argument of the constructor is kept under its name and stays as it is
+        # By convention an argument of the constructor is kept under its name and stays as it is (**kwargs tell no names)
         arguments = sorted(set(inspect.signature(type(family)).parameters) - {"horizon", "render_mode"})
         values = {name: vars(family).get(name) for name in arguments}
         return {
-            "settings": {name: str(value) for name, value in values.items() if isinstance(value, (bool, int, float, str))},
+            "settings": {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))},
             "family": type(family).__name__,
             "task_shapes": {name: list(shape) for name, shape in family.task_shapes.items()},
             "horizon": family.horizon,

@@ -35,4 +35,4 @@ class DownloadError(PretrainedError):
 
 
 class UploadError(PretrainedError):
-    """An upload broke off; on the Hub nothing has changed, but that the repository may be new and empty."""
+    """An upload broke off; on the Hub probably nothing has changed, but that the repository may be new and empty."""

@@ -8,6 +8,9 @@ import torch as th
 import yaml
 from rl_zoo3.utils import SimpleLinearSchedule
 
+ZOO_ONLY = frozenset({"normalize", "env_wrapper", "vec_env_wrapper", "frame_stack", "monitor_kwargs"})
+"""What the zoo does around an algorithm."""
+
 
 def read_settings(file: str | Path, env_id: str) -> dict[str, Any]:
     """
@@ -16,7 +19,8 @@ def read_settings(file: str | Path, env_id: str) -> dict[str, Any]:
     :param file: Name of a file in ``hyperparams/``, without suffix; or the path of another one, to be trusted like a program.
     :param env_id: A registered id.
     :return: Its block without callbacks, or the one for ids without a block; a copy.
-    :raises ValueError: If the file has neither, no steps or no policy, and for a schedule that is not linear.
+    :raises ValueError: If the file has neither, no steps or no policy; for what only the zoo can do; for a schedule that is
+        not linear.
     """
     from sb3_trmrl import hyperparams_dir
 
@@ -30,8 +34,13 @@ def read_settings(file: str | Path, env_id: str) -> dict[str, Any]:
         raise ValueError(f"{path} must have a block '{env_id}:' (or 'default:') with n_timesteps and policy, got {found!r}.")
     block: dict[str, Any] = {"n_envs": 1, **copy.deepcopy(found)}  # blocks share what yaml's anchors repeat
     block.pop("callback", None)
+    if not ZOO_ONLY.isdisjoint(block):
+        raise ValueError(f"{path}: {sorted(ZOO_ONLY & set(block))} of {env_id} are for RL Zoo alone, leave them out here.")
     if isinstance(block.get("policy_kwargs"), str):
-        block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th})
+        try:
+            block["policy_kwargs"] = eval(block["policy_kwargs"], {"th": th, "nn": th.nn})
+        except Exception as error:
+            raise ValueError(f"{path}: policy_kwargs of {env_id} are no Python that works: {error!r}") from error
     for name in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(block.get(name), str):
             kind, _, start = block[name].partition("_")

@@ -40,7 +40,8 @@ def file_name(env_id: str, env_kwargs: dict[str, Any] | None = None) -> str:
     """
     kwargs = relevant_kwargs(env_id, env_kwargs)
     digest = hashlib.sha256(json.dumps(kwargs, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return f"{env_id}-{digest}.json" if kwargs else f"{env_id}.json"
+    name = env_id.rpartition(":")[2]  # without the module to import
+    return f"{name}-{digest}.json" if kwargs else f"{name}.json"
 
 
 def make_references(
@@ -268,7 +269,7 @@ def load_references(result: AdaptationResult) -> References | None:
     returns: dict[str, np.ndarray] = {}
     how: dict[str, str] = {}
     paired: dict[str, bool] = {}
-    for path in (SHIPPED / name, cache_dir() / name):  # the latter wins, but not over the same tasks with other ones
+    for path in (SHIPPED / name, cache_dir() / name):  # the latter wins, but returns on the result's own tasks stay
         if not path.exists():
             continue
         content = _read(path)
