@@ -1,8 +1,6 @@
 """The model card: what the Hub shows, and the metadata that its leaderboards read."""
 
 import json
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -71,21 +69,22 @@ def training_script(config: dict[str, Any]) -> str:
     """
     algorithm, environment, settings = config["algorithm"], config["environment"], config["hyperparameters"]
     arguments = [f"    {json.dumps(config['policy'])},", "    env,"]
-    classes: dict[str, type] = {}
+    classes: list[type] = []
     for name, value in settings.items():
         if name == "policy_kwargs":
-            found = decode_policy_kwargs({key: item for key, item in value.items() if key in CLASSES})
-            classes |= {value[key]: cls for key, cls in found.items() if isinstance(cls, type)}
+            value = {**value, **decode_policy_kwargs({key: item for key, item in value.items() if key in CLASSES})}
+            classes += [item for item in value.values() if isinstance(item, type)]
         elif name == "rollout_buffer_class" and value is not None:
-            classes[value] = ROLLOUT_BUFFERS[value]
-        arguments.append(f"    {name}={_as_python(value, classes)},")
+            value = ROLLOUT_BUFFERS[value]
+            classes.append(value)
+        arguments.append(f"    {name}={_as_python(value)},")
     env_kwargs = "" if not environment["kwargs"] else f", env_kwargs={_as_python(environment['kwargs'])}"
     seed = settings.get("seed")
     imports = "from sb3_trmrl.common.env_util import make_meta_vec_env"
     for name, module in (("SimpleLinearSchedule", "rl_zoo3.utils"), ("LinearSchedule", "stable_baselines3.common.utils")):
         if f"={name}(" in "".join(arguments):
             imports = f"from {module} import {name}\n\n{imports}"
-    imports = "\n".join([*sorted(f"from {cls.__module__} import {cls.__name__}" for cls in classes.values()), imports])
+    imports = "\n".join([*sorted(f"from {cls.__module__} import {cls.__name__}" for cls in classes), imports])
     make = f"env = make_meta_vec_env({environment['id']!r}, n_envs={environment['n_envs']}, seed={seed}{env_kwargs})"
     if environment["id"] is None or environment["kwargs"] is None:
         make = f"env = ...  # {environment['n_envs']} slots; how they were made can't be told"
@@ -103,8 +102,10 @@ def training_script(config: dict[str, Any]) -> str:
     )
 
 
-def _as_python(value: Any, classes: Mapping[str, type] = MappingProxyType({})) -> str:
-    """:return: A value of ``config.json`` as a Python expression, where these names are classes."""
+def _as_python(value: Any) -> str:
+    """:return: A value of ``config.json``, or a class, as a Python expression."""
+    if isinstance(value, type):
+        return value.__name__
     if isinstance(value, dict):
         if "$float" in value:
             return f"float({value['$float']!r})"
@@ -114,14 +115,10 @@ def _as_python(value: Any, classes: Mapping[str, type] = MappingProxyType({})) -
             return f"SimpleLinearSchedule({value['start']})"
         if "schedule" in value:
             return f"LinearSchedule({value['start']}, {value['end']}, {value['end_fraction']})"
-        items = {
-            key: classes[item].__name__ if isinstance(item, str) and item in classes else _as_python(item)
-            for key, item in value.items()
-        }
-        return f"dict({', '.join(f'{key}={item}' for key, item in items.items())})"
+        return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
     if isinstance(value, list):
         return f"[{', '.join(map(_as_python, value))}]"
-    return classes[value].__name__ if isinstance(value, str) and value in classes else repr(value)
+    return repr(value)
 
 
 def model_card(
