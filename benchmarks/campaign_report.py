@@ -173,8 +173,8 @@ def steps_to(runs: Runs, level: float) -> float:
     """
     :param runs: Runs of one agent.
     :param level: A return per episode, in training.
-    :return: Steps after which the mean curve of the runs stays at that level for the rest or longer than a twentieth of the
-        training; infinite if it never does.
+    :return: Steps after which the mean curve of the runs, averaged over the last twentieth of the training, is at that level
+        for the first time; infinite if it never is.
     """
     steps, curve = mean_curve(runs)
     width = max(1, len(curve) // 20)
@@ -198,7 +198,10 @@ def speed(by_agent: Mapping[str, Runs]) -> str:
     :param by_agent: Runs of one family.
     :return: Steps to the final return of other agents, in Markdown.
     """
-    lines = ["Steps of training to the final return in training of another agent:", ""]
+    lines = [
+        "Steps of training until the return in training (mean over a twentieth of it) first is another agent's final one:",
+        "",
+    ]
     lines += ["| agent: its final return | it needs | TrMRL needs | ratio |", "|---|---:|---:|---:|"]
     for other in ("paper", "rl2", "recurrent_ppo", "reactive"):
         if other not in by_agent or "trmrl" not in by_agent:

@@ -8,7 +8,6 @@ costs, outside of :func:`record`.
 
 import json
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
+from sb3_trmrl.common.npz import read_arrays
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.memory_encoders import MemoryEncoder, MemoryState
@@ -118,7 +118,8 @@ def record(model: BaseAlgorithm | MemoryActorCriticPolicy, n_attention: int | No
             lengths = th.zeros(len(tokens), dtype=th.int64)
         # Number of tokens in each memory, the current one included
         lengths = lengths.masked_fill(memory_starts.cpu(), 0) + 1
-        layers = [_row_of_acting(encoder, weights.cpu(), lengths) for weights in calls]
+        whole = _whole_layers(calls) if encoder.training_unit == "window" else calls
+        layers = [_row_of_acting(encoder, weights.cpu(), lengths) for weights in whole]
         # Copies: parts of arrays keep all of these alive
         recording.attention.append([(weights[:n_attention].copy(), ages[:n_attention].copy()) for weights, ages in layers])
         return features, state
@@ -135,6 +136,23 @@ def _encoder(model: BaseAlgorithm | MemoryActorCriticPolicy) -> MemoryEncoder:
     if not isinstance(policy, MemoryActorCriticPolicy):
         raise ValueError(f"model must have a memory, as TrMRLPPO and RL2PPO have, got {type(model).__name__}.")
     return policy.actor_memory
+
+
+def _whole_layers(calls: list[th.Tensor]) -> list[th.Tensor]:
+    """
+    :param calls: Weights of the attention over a window, (n_envs, n_heads, n_queries, n_keys), layer by layer. That over a
+        long window is cut into blocks of queries, of which only the last one sees all keys (``attend_in_band``).
+    :return: Weights of each layer
+    """
+    n_keys = max((weights.shape[-1] for weights in calls), default=0)
+    layers: list[th.Tensor] = []
+    blocks: list[th.Tensor] = []
+    for weights in calls:
+        blocks.append(F.pad(weights, (0, n_keys - weights.shape[-1])))
+        if weights.shape[-1] == n_keys:
+            layers.append(th.cat(blocks, dim=-2))
+            blocks = []
+    return layers
 
 
 def _row_of_acting(encoder: MemoryEncoder, weights: th.Tensor, lengths: th.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -213,9 +231,9 @@ class Inspection:
         """
         result = AdaptationResult.load(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(result, file["embeddings"], file["attention"])
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            arrays = read_arrays(Path(path))
+            return cls(result, arrays["embeddings"], arrays["attention"])
+        except (KeyError, ValueError) as error:
             raise ValueError(f"{path} is no saved Inspection, or it is broken: {error}") from error
 
 

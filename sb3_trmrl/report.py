@@ -72,7 +72,7 @@ def write_report(
     :raises ValueError: for another ending, a run whose environment is unknown, and as ``evaluate_adaptation``
     """
     path = Path(path)
-    if path.suffix not in (".html", ".htm"):
+    if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"a report's path must end in .html, got {str(path)!r}.")
     if run.env_id is None:
         raise ValueError("the run does not tell its environment: give the id (--env).")

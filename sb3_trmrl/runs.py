@@ -232,7 +232,7 @@ def _load_zip(path: Path, algo: str | None, device: str) -> BaseAlgorithm:
         classes["ppo_lstm"] = RecurrentPPO
     try:
         return classes[algo].load(path, device=device)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is no model of {classes[algo].__name__} (--algo {algo}), or it is broken: {error}"
         ) from error

@@ -20,6 +20,7 @@ import sb3_trmrl.hub
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.cli import main
 from sb3_trmrl.cli.parser import make_parser
+from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.cli.text import to_json
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.references import RandomAgent
@@ -303,6 +304,23 @@ def test_paths_with_signs_that_part_arguments(capsys, results):
         assert list(json.loads(capsys.readouterr().out)["agents"]) == ["b", "named"]
         assert run("plot", "adaptation", path, "-o", results / "p.png") == 0
         capsys.readouterr()
+    several = f"{results / 'lr=0.1' / 'b.npz'},{results / 'lr=0.1' / 'b.npz'}"
+    assert run("compare", several, f"x={results / 'a,b' / 'b.npz'}", "--json") == 0
+    agents = json.loads(capsys.readouterr().out)["agents"]
+    assert {name: agent["n_runs"] for name, agent in agents.items()} == {"b": 2, "x": 1}
+
+
+def test_names_of_folders_are_whole(tmp_path):
+    for name in ("m1.0", "m1.5", "result.npz", "model.zip"):
+        (tmp_path / name).mkdir() if name.startswith("m1") else (tmp_path / name).touch()
+    sources = [str(tmp_path / name) for name in ("m1.0", "m1.5", "result.npz", "model.zip")]
+    assert list(parse_sources([*sources, "user/agent-1.0"])) == ["m1.0", "m1.5", "result", "model", "agent-1.0"]
+
+
+def test_curves_of_unequal_lengths_in_any_order(results):
+    evaluate_adaptation(lambda o: np.zeros((len(o), 2)), ENV, 5, 4, seed=0).save(results / "longer.npz")
+    for order in (("b.npz", "longer.npz"), ("longer.npz", "b.npz")):
+        assert run("plot", "adaptation", *(results / name for name in order), "-o", results / "p.png") == 0
 
 
 def test_more_files_than_a_path_may_have_characters(capsys, results):
@@ -395,6 +413,9 @@ def test_mistakes_of_evaluate(capsys, model_zip, tmp_path):
     assert "holds no model" in error_of(capsys, "evaluate", tmp_path)
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 broken")
     assert "broken.zip" in error_of(capsys, "evaluate", tmp_path / "broken.zip", "--algo", "trmrl", "--env", ENV)
+    np.savez(tmp_path / "arrays.npz", a=np.ones(3))
+    assert "is no model of TrMRLPPO" in error_of(capsys, "evaluate", tmp_path / "arrays.npz", "--algo", "trmrl", "--env", ENV)
+    assert "seed must be an integer of at least 0, got -1" in error_of(capsys, *start, "--env", ENV, "--seed", -1)
 
 
 def test_mistakes_of_the_others(capsys, results, zoo_folder):

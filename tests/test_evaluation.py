@@ -1,5 +1,6 @@
 """Meta-evaluation and its pictures: scripted agents whose adaptation curve is known."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +419,46 @@ def test_broken_files(tmp_path):
         AdaptationResult.load(tmp_path / "nowhere.npz")
 
 
+@pytest.mark.parametrize("ending", ["npz", "json"])
+def test_files_with_broken_bytes(tmp_path, ending):
+    path = tmp_path / f"result.{ending}"
+    result_of(np.ones((3, 2))).save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    n_refused = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(content))
+        try:
+            AdaptationResult.load(path)
+        except ValueError as error:
+            assert "no saved AdaptationResult, or it is broken" in str(error)
+            n_refused += 1
+    assert n_refused > 100
+
+
+def test_numbers_without_end_and_lists_without_bottom(tmp_path):
+    path = tmp_path / "result.json"
+    result_of(np.ones((1, 1))).save(path)
+    text = path.read_text()
+    for replaced in (text.replace('"lengths": [[', '"lengths": [[1e30, '), text.replace('"lengths": [[', "[" * 10**6)):
+        assert replaced != text
+        path.write_text(replaced)
+        with pytest.raises(ValueError, match="no saved AdaptationResult, or it is broken"):
+            AdaptationResult.load(path)
+
+
+def test_saved_where_it_was_told_with_numbers_of_numpy(tmp_path):
+    result = dataclasses.replace(
+        result_of(np.ones((3, 2))), settings={"horizon": np.int64(30), "deterministic": np.bool_(True)}
+    )
+    for name in ("R.NPZ", "r.json"):
+        result.save(tmp_path / name)
+        assert AdaptationResult.load(tmp_path / name).settings == {"horizon": 30, "deterministic": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["R.NPZ", "r.json"]
+
+
 def test_runs_on_other_tasks_are_not_compared():
     ones = result_of(np.ones((3, 2)))
     assert stack_runs([ones, ones]).shape == (2, 3, 2) and stack_runs(ones).shape == (1, 3, 2)
@@ -536,6 +577,29 @@ def test_success_that_is_told_only_where_there_is_some():
     result = evaluate_adaptation(DoNothing(), make, n_episodes=2, tasks=tasks)
     assert result.success is not None
     np.testing.assert_array_equal(result.success, [[False, False], [True, True]])
+
+
+class SuccessByAction(Counter):
+    """Tells success where the action is positive, else nothing."""
+
+    def _step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, _ = super()._step(action)
+        return observation, reward, terminated, truncated, {"success": True} if action[0] > 0 else {}
+
+
+class AdaptsToSuccess(CountSteps):
+    def eval_action(self, observations: np.ndarray) -> np.ndarray:
+        return np.ones((len(observations), 2), np.float32)
+
+
+def test_success_that_the_first_episode_of_a_meta_learning_agent_does_not_tell():
+    def make(**trial_kwargs: Any) -> TrialWrapper:
+        return TrialWrapper(SuccessByAction(horizon=4), **trial_kwargs)
+
+    tasks = [{"reward": 1.0, "length": 9.0}, {"reward": 1.0, "length": 2.0}]
+    result = evaluate_adaptation(AdaptsToSuccess(), make, n_episodes=2, tasks=tasks)
+    assert result.success is not None
+    np.testing.assert_array_equal(result.success, [[False, True], [False, True]])
 
 
 def vec_point_robot(**env_kwargs: Any) -> VecEnv:

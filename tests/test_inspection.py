@@ -22,6 +22,7 @@ from sb3_trmrl.inspection import (
     record,
 )
 from sb3_trmrl.memory_encoders import TFixupTransformerEncoder
+from sb3_trmrl.memory_encoders import attention as attention_module
 from tests.families import ENCODERS
 
 WITH_ATTENTION = [label for label, (name, _) in ENCODERS.items() if name in ("tfixup", "gtrxl", "snail")]
@@ -155,6 +156,18 @@ def test_windows_attend_as_each_window_by_itself(label):
                     row = recorded.attention[index, task, :, t]
                     np.testing.assert_allclose(row[:, t - n + 1 : t + 1], weights[task, :, n - 1, :n], atol=1e-5)
                 x = layer(x)
+
+
+@pytest.mark.parametrize("memory_length", [65, 200])
+def test_windows_longer_than_a_block_of_queries(memory_length, monkeypatch):
+    # The same in one block: a window of as many slots, whose attention is not cut
+    model = make_model("window", memory_length=memory_length)
+    cut = inspect(model).attention
+    monkeypatch.setattr(attention_module, "QUERY_BLOCK", 256)
+    whole = inspect(model).attention
+    assert cut.shape == (2, N_TASKS, 2, N_STEPS, N_STEPS)
+    np.testing.assert_allclose(cut.sum(axis=-1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(cut, whole, atol=1e-6)
 
 
 def test_weights_by_hand():

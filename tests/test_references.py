@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trmrl import AdaptationResult, TrMRLPPO, evaluate_adaptation, hyperparams_dir
 from sb3_trmrl.common.env_util import make_meta_vec_env
@@ -28,6 +29,7 @@ from sb3_trmrl.common.references import (
     make_references,
     task_vector,
     train_reference,
+    trained,
 )
 from sb3_trmrl.envs import META_ENVS
 
@@ -318,6 +320,30 @@ def test_what_the_file_says_of_the_environment_is_evaluated_too(cache, tmp_path)
     path = make_references("PointRobot-v0", ["reactive"], n_tasks=1, n_episodes=1, conf_file=conf_file)
     assert json.loads(path.read_text())["env_kwargs"] == {"horizon": 5}
     assert load_references(result_for("PointRobot-v0", horizon=5)) is not None
+
+
+def test_a_keyword_that_is_the_familys_default_is_trained_with(cache, tmp_path, monkeypatch):
+    conf_file = tmp_path / "mine.yml"
+    settings = "n_timesteps: 1, policy: TrMRLPolicy, n_steps: 8, batch_size: 8"
+    conf_file.write_text(f"PointRobot-v0: {{{settings}, env_kwargs: {{horizon: 7, episodes_per_trial: 3}}}}")
+    made: list[Any] = []
+
+    def make(env_id: str, n_envs: int, seed: int, env_kwargs: Any) -> VecEnv:
+        made.append(env_kwargs)
+        return make_meta_vec_env(env_id, n_envs, seed, env_kwargs=env_kwargs)
+
+    monkeypatch.setattr(trained, "make_meta_vec_env", make)
+    for kwargs, horizon in ({"horizon": 20}, 20), (None, 7):  # 20 is PointRobot's own
+        make_references("PointRobot-v0", ["reactive"], n_tasks=1, n_episodes=1, env_kwargs=kwargs, conf_file=conf_file)
+        assert made.pop() == {"horizon": horizon, "episodes_per_trial": 3}
+
+
+def test_a_module_before_the_id(cache):
+    path = make_references("sb3_trmrl:MetaBandit-v0", ["oracle", "blind"], n_tasks=2, n_episodes=1)
+    content = json.loads(path.read_text())
+    assert path.name == "MetaBandit-v0.json" and content["env_id"] == "MetaBandit-v0"
+    assert all("timesteps" not in entry for entry in content["agents"].values()), "closed forms, nothing was trained"
+    assert file_name("sb3_trmrl:HalfCheetahVel-v0", {"horizon": 200}) == file_name("HalfCheetahVel-v0", {"horizon": 200})
 
 
 def test_one_agent_on_other_tasks_leaves_the_others_paired(cache):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.cli.text import (
     NO_REFERENCES,
     comparison_text,
@@ -127,13 +127,7 @@ def load_agents(sources: Sequence[str], arguments: argparse.Namespace) -> dict[s
     :raises ValueError: If a name comes twice.
     """
     agents: dict[str, list[AdaptationResult]] = {}
-    for source in sources:
-        is_path = os.path.exists(source)  # lr=0.1/result.npz, or a comma in the name
-        name, equals, text = ("", "", "") if is_path else source.partition("=")
-        paths = [source] if is_path else (text if equals else source).split(",")
-        name = name if equals else Path(paths[0]).stem
-        if name in agents:
-            raise ValueError(f"two agents are called {name!r}: give names, for example first={source}.")
+    for name, paths in parse_sources(sources).items():
         agents[name] = []
         for path in paths:
             if Path(path).suffix.lower() in RESULT_ENDINGS:

@@ -1,13 +1,12 @@
 """``sb3-trmrl plot``."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from sb3_trmrl.cli.commands import PICTURE_ENDINGS, check_outputs
+from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.common.evaluation import AdaptationResult
 from sb3_trmrl.common.references import load_references
 
@@ -33,14 +32,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
 def _named(sources: Sequence[str]) -> dict[str, str]:
     """:return: ``NAME=PATH`` or ``PATH`` by name."""
-    named = {}
-    for source in sources:
-        name, equals, path = ("", "", "") if os.path.exists(source) else source.partition("=")  # lr=0.1/result.npz is a path
-        name, path = (name, path) if equals else (Path(source).stem, source)
-        if name in named:
-            raise ValueError(f"two inputs are called {name!r}: give names, for example first={path}.")
-        named[name] = path
-    return named
+    return {name: ",".join(paths) for name, paths in parse_sources(sources).items()}
 
 
 def _plot_adaptation(arguments: argparse.Namespace) -> None:
@@ -49,7 +41,8 @@ def _plot_adaptation(arguments: argparse.Namespace) -> None:
     results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
     first = next(iter(results.values()))
     same = all(result.tasks == first.tasks for result in results.values())
-    references = load_references(first) if same else None
+    # As many episodes as the longest curve has
+    references = load_references(max(results.values(), key=lambda result: result.n_episodes)) if same else None
     known = {} if references is None else references.drawn_curves()
     plot_adaptation_curve(results, arguments.output, known, arguments.title or first.settings.get("env_id") or "")
 

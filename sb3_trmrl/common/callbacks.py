@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sb3_trmrl.common.evaluation import (
     evaluate_adaptation,
     make_trials,
 )
+from sb3_trmrl.common.npz import read_arrays
 from sb3_trmrl.envs.registration import evaluation_kwargs
 
 FILE = "meta_evaluations.npz"
@@ -177,10 +177,9 @@ class MetaEvalCallback(BaseCallback):
         if path is None or not path.exists():
             return
         try:
-            with np.load(path) as saved:
-                arrays = {name: saved[name] for name in saved}
+            arrays = read_arrays(path)
             settings, tasks = str(arrays["settings"]), [json.loads(task) for task in arrays["tasks"]]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is no file of a MetaEvalCallback, or it is broken ({error!r}): move it away.") from error
         if settings != self._settings() or arrays["returns"].shape[1:] != (self.n_tasks, self.n_episodes):
             return

@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
+from sb3_trmrl.common.npz import read_arrays
 from sb3_trmrl.common.statistics import curve_interval
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.registration import TASK_FAMILIES, TRIAL_KEYWORDS
@@ -136,11 +136,12 @@ class AdaptationResult:
         facts = {"wall_time": self.wall_time, "settings": self.settings}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".npz":
-            tasks = np.array([json.dumps(task) for task in self.tasks])
-            np.savez_compressed(path, **arrays, tasks=tasks, facts=json.dumps(facts))  # type: ignore[arg-type]
+            tasks = np.array([_as_json(task) for task in self.tasks])
+            with path.open("wb") as file:  # numpy appends .npz to a path that ends in .NPZ
+                np.savez_compressed(file, **arrays, tasks=tasks, facts=_as_json(facts))  # type: ignore[arg-type]
         elif path.suffix.lower() == ".json":
             content = {**facts, "tasks": self.tasks, **{name: array.tolist() for name, array in arrays.items()}}
-            path.write_text(json.dumps(content), encoding="utf-8")
+            path.write_text(_as_json(content), encoding="utf-8")
         else:
             raise ValueError(f"path must end in .npz or .json, got {str(path)!r}.")
 
@@ -157,9 +158,7 @@ class AdaptationResult:
             raise ValueError(f"path must end in .npz or .json, got {str(path)!r}.")
         try:
             if path.suffix.lower() == ".npz":
-                # numpy leaves a broken file open that it has opened itself
-                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                    content: dict[str, Any] = dict(file)
+                content: dict[str, Any] = read_arrays(path)
                 if "timesteps" in content:
                     raise ValueError("it is the log of a training: `sb3-trmrl plot learning` draws it")
                 content["tasks"] = [json.loads(task) for task in content["tasks"]]
@@ -181,7 +180,7 @@ class AdaptationResult:
                 )
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} is no saved AdaptationResult, or it is broken: {reason}") from error
         return result
@@ -299,6 +298,9 @@ def derived_seed(*entropy: int) -> int:
     :param entropy: What the seed depends on, not negative
     :return: A seed for environments, below 2^31: slots add their index to it
     """
+    for part in entropy:
+        if not is_integer(part, 0):
+            raise ValueError(f"seed must be an integer of at least 0, got {part!r}.")
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] % 2**31)
 
 
@@ -512,6 +514,11 @@ def _played_in(result: AdaptationResult) -> tuple[str | None, dict[str, Any] | N
     """
     env_id = result.settings.get("env_id")
     return env_id, None if env_id is None else relevant_kwargs(env_id, result.settings.get("env_kwargs"))
+
+
+def _as_json(content: Any) -> str:
+    """:return: As JSON; numbers of numpy as numbers, what else is no JSON as text."""
+    return json.dumps(content, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
 
 
 def relevant_kwargs(env_id: str, env_kwargs: dict[str, Any] | None) -> dict[str, Any]:

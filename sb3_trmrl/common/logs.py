@@ -2,11 +2,12 @@
 
 import csv
 import json
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from sb3_trmrl.common.npz import read_arrays
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,9 @@ def _read_progress(path: Path) -> LearningCurve | None:
 
 def _read_evaluations(path: Path, key: str, unit: str) -> LearningCurve:
     try:
-        # numpy leaves a broken file open that it has opened itself
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            timesteps, returns = file["timesteps"], np.asarray(file[key], dtype=np.float64)
+        file = read_arrays(path)
+        timesteps, returns = file["timesteps"], np.asarray(file[key], dtype=np.float64)
         # (n_evaluations, ...) -> (n_evaluations, n_returns)
         return LearningCurve(timesteps, returns.reshape(len(timesteps), -1), unit)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} is broken, or no file of evaluations: {error}") from error

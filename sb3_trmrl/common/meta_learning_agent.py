@@ -108,9 +108,10 @@ class AdaptingAgent:
         trials: list[dict[str, Any]] = []
         for task_episodes in episodes:
             trial: dict[str, Any] = {"task": task_episodes[0]["task"]}
-            names = [name for name in ("returns", "lengths", "success") if name in task_episodes[0]]
-            for name in names:
+            for name in ("returns", "lengths"):
                 trial[name] = [value for episode in task_episodes for value in episode[name]]
+            if any("success" in episode for episode in task_episodes):  # a family may tell success only where there is some
+                trial["success"] = [won for episode in task_episodes for won in episode.get("success", [False])]
             trials.append(trial)
         return trials
 

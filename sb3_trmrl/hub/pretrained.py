@@ -193,6 +193,10 @@ def load(
         observation_space, action_space = (decode_space(config[f"{part}_space"]) for part in ("observation", "action"))
     # What is wrong with these is not the file's fault
     device = get_device(device)
+    try:
+        th.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {str(device)!r} can't be used here: {error}") from error
     vec_env = None if env is None else cls._wrap_env(maybe_make_env(env, 0), 0)
     if vec_env is not None:
         try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sb3_trmrl.common.evaluation import AdaptationResult, stack_runs
 from sb3_trmrl.common.statistics import curve_interval
-from sb3_trmrl.plots.style import agent_style, finish, new_figure, reference_style, save_figure
+from sb3_trmrl.plots.style import agent_style, finish, legend_label, new_figure, reference_style, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def draw_adaptation_curve(
     for index, (name, value) in enumerate((references or {}).items()):
         level = np.broadcast_to(value, n_episodes)
         color, linestyle, _ = reference_style(name, index)
-        label = f"{name} ({np.mean(level):.4g})"
+        label = f"{legend_label(name)} ({np.mean(level):.4g})"
         if n_episodes == 1 or np.ndim(value) == 0:
             axes.axhline(float(level[0]), color=color, linestyle=linestyle, linewidth=1.3, label=label)
         else:
@@ -47,7 +47,7 @@ def draw_adaptation_curve(
         lower, upper = curve_interval(returns)
         axes.fill_between(own, lower, upper, color=color, alpha=0.18, linewidth=0)
         mean = returns.mean(axis=(0, 1))
-        axes.plot(own, mean, color=color, linestyle=linestyle, marker=marker, linewidth=2, label=name)
+        axes.plot(own, mean, color=color, linestyle=linestyle, marker=marker, linewidth=2, label=legend_label(name))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axes, "episode of the trial", "return", title)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sb3_trmrl.common.logs import SUCCESS, LearningCurve
-from sb3_trmrl.plots.style import agent_style, finish, new_figure, save_figure
+from sb3_trmrl.plots.style import agent_style, finish, legend_label, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def draw_learning_curve(axes: "Axes", curves: Mapping[str, LearningCurve], title
             markevery=max(1, len(steps) // 10),
             linewidth=1.8,
             markersize=4,
-            label=name,
+            label=legend_label(name),
         )
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     unit = next(iter(curves.values())).unit

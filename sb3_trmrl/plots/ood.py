@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
 from sb3_trmrl.envs.meta_env import Task
-from sb3_trmrl.plots.style import agent_style, finish, new_figure, reference_style, save_figure
+from sb3_trmrl.plots.style import agent_style, finish, legend_label, new_figure, reference_style, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,13 +98,22 @@ def draw_task_returns(
     for index, (name, (values, returns)) in enumerate((references or {}).items()):
         order = np.argsort(values)
         color, linestyle, _ = reference_style(name, index)
-        axes.plot(values[order], returns[order], color=color, linestyle=linestyle, linewidth=1.2, label=name, zorder=1)
+        axes.plot(
+            values[order], returns[order], color=color, linestyle=linestyle, linewidth=1.2, label=legend_label(name), zorder=1
+        )
     xlabel = ""
     for index, (name, result) in enumerate(results.items()):
         xlabel, values = task_parameter(result, parameter)
         color, _, marker = agent_style(index)
         axes.scatter(
-            values, result.returns[:, -1], color=color, marker=marker, s=34, edgecolor="white", linewidth=0.6, label=name
+            values,
+            result.returns[:, -1],
+            color=color,
+            marker=marker,
+            s=34,
+            edgecolor="white",
+            linewidth=0.6,
+            label=legend_label(name),
         )
     finish(axes, f"task: {xlabel}", "return of the last episode", title)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sb3_trmrl.common.statistics import bootstrap_interval, performance_profile
-from sb3_trmrl.plots.style import agent_style, finish, new_figure, save_figure
+from sb3_trmrl.plots.style import agent_style, finish, legend_label, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def draw_performance_profile(axes: "Axes", scores: Mapping[str, np.ndarray], tit
         )
         axes.fill_between(thresholds, lower, upper, color=color, alpha=0.15, linewidth=0)
         profile = performance_profile(matrix, thresholds)
-        axes.plot(thresholds, profile, color=color, linestyle=linestyle, linewidth=2, label=name)
+        axes.plot(thresholds, profile, color=color, linestyle=linestyle, linewidth=2, label=legend_label(name))
     axes.set_ylim(-0.02, 1.02)
     finish(axes, f"{xlabel} r", "share of tasks above r", title)
 

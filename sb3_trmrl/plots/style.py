@@ -54,6 +54,14 @@ def reference_style(name: str, index: int = 0) -> LineStyle:
     return REFERENCE_STYLES.get(name) or list(REFERENCE_STYLES.values())[index % len(REFERENCE_STYLES)]
 
 
+def legend_label(name: str) -> str:
+    """
+    :param name: Name of an agent.
+    :return: What shows it: matplotlib leaves out what begins with ``_`` and takes what stands between ``$`` for mathematics.
+    """
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
     """
     :param width: Inches.

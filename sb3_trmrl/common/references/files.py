@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -38,10 +39,10 @@ def file_name(env_id: str, env_kwargs: dict[str, Any] | None = None) -> str:
     :param env_kwargs: Keywords of the environment.
     :return: Name of the file of its references.
     """
+    env_id = env_id.rpartition(":")[2]  # without the module to import
     kwargs = relevant_kwargs(env_id, env_kwargs)
     digest = hashlib.sha256(json.dumps(kwargs, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    name = env_id.rpartition(":")[2]  # without the module to import
-    return f"{name}-{digest}.json" if kwargs else f"{name}.json"
+    return f"{env_id}-{digest}.json" if kwargs else f"{env_id}.json"
 
 
 def make_references(
@@ -88,9 +89,13 @@ def make_references(
     for name, number in numbers.items():
         if not is_integer(number, 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+    module, _, env_id = env_id.rpartition(":")  # as in gym.make: a module to import before
+    if module:
+        importlib.import_module(module)
     # What they are trained on, they are evaluated on, and it is what an agent of the same file was trained on
     of_file = evaluation_kwargs(training_settings(env_id, conf_file).get("env_kwargs", {}))
-    env_kwargs = relevant_kwargs(env_id, {**of_file, **(env_kwargs or {})})
+    training_kwargs = {**of_file, **(env_kwargs or {})}
+    env_kwargs = relevant_kwargs(env_id, training_kwargs)
     path = cache_dir() if output is None else Path(output)
     path = path if path.suffix == ".json" else path / file_name(env_id, env_kwargs)
     env = make_trials(env_id, env_kwargs)
@@ -121,7 +126,7 @@ def make_references(
             entry: dict[str, Any] = {"how": how}
             returns = {split: [np.tile(horizon * reward(tasks[split])[:, None], n_episodes)] for split in splits}
         else:
-            entry, players = _players(agent, env_id, action_space, timesteps, seeds, env_kwargs, progress_bar, conf_file)
+            entry, players = _players(agent, env_id, action_space, timesteps, seeds, training_kwargs, progress_bar, conf_file)
             returns = {
                 split: [
                     evaluate_adaptation(
@@ -217,6 +222,7 @@ def _trained(
     conf_file: Path | None,
 ) -> TrMRLPPO:
     settings = training_settings(env_id, conf_file)
+    settings["env_kwargs"] = {**settings.get("env_kwargs", {}), **env_kwargs}
     steps = int(settings["n_timesteps"]) if timesteps is None else timesteps
     folder = cache_dir() / file_name(env_id, env_kwargs).removesuffix(".json")
     # Schedules are objects: what they hold, not where they lie
