@@ -85,7 +85,9 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
     """
     if algo is not None and algo not in ALGORITHMS:
         raise ValueError(f"algo must be one of {list(ALGORITHMS)}, got {algo!r}.{did_you_mean(algo, ALGORITHMS)}")
-    path = Path(source)
+    from sb3_trmrl.hub.files import existing_folder
+
+    path = existing_folder(Path(source))
     if path.is_dir() and not (path / "config.json").exists():
         return _from_log_folder(path, algo, env_id, device)
     if path.is_file():
@@ -215,7 +217,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_ZooLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, IndexError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} can't be read: {error}") from error
     return dict(content) if isinstance(content, dict) else {}
 

@@ -1,7 +1,9 @@
 """MuJoCo families against plain formulas, computed here from the raw simulation."""
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -29,6 +31,27 @@ def make(env_id: Any, task_seed: Any = 0, split: Any = "train", **kwargs: Any) -
 
 def actions(env: Any, n: Any, seed: Any = 0) -> Any:
     return np.random.default_rng(seed).uniform(-1, 1, (n, env.model.nu)).astype(np.float32)
+
+
+# ---- copies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", FAMILIES)
+def test_a_copy_goes_on_as_the_original(env_id: str) -> None:
+    env = gym.make(env_id)
+    env.reset(seed=0)
+    for action in actions(env.get_wrapper_attr("meta_env"), 3):
+        env.step(action)
+    copies = copy.deepcopy(env), pickle.loads(pickle.dumps(env))
+    for action in actions(env.get_wrapper_attr("meta_env"), 5, seed=1):
+        observation, reward, *_ = env.step(action)
+        for copied in copies:
+            theirs, their_reward, *_ = copied.step(action)
+            np.testing.assert_array_equal(theirs, observation)
+            assert their_reward == reward
+    starts = [one.reset(seed=1)[0] for one in (env, *copies)]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    np.testing.assert_array_equal(starts[0], starts[2])
 
 
 # ---- constants -----------------------------------------------------------------------------------------------------

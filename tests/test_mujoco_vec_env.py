@@ -1,7 +1,9 @@
 """MujocoVecEnv against DummyVecEnv of the same environments, bit for bit, and what is its own: threads, errors, close."""
 
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -162,8 +164,8 @@ def test_results_are_not_overwritten_by_the_next_step() -> None:
     copies = [[part.copy() for part in result[:3]] for result in results]
     env.step(random_actions(env, 3))
     np.testing.assert_array_equal(first, kept)
-    for result, copy in zip(results, copies, strict=True):
-        for part, kept in zip(result, copy, strict=False):
+    for result, copied in zip(results, copies, strict=True):
+        for part, kept in zip(result, copied, strict=False):
             np.testing.assert_array_equal(part, kept)
 
 
@@ -623,6 +625,14 @@ for token, expected in zip(tokens, steps(n_threads=1)):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_copies_are_refused_with_the_remedy() -> None:
+    env = make_meta_vec_env("HalfCheetahVel-v0", n_envs=2)
+    for make_copy in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"can't be copied or pickled.*use DummyVecEnv"):
+            make_copy(env)
+    env.close()
 
 
 def test_next_to_a_subproc_vec_env() -> None:

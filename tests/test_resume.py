@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import sb3_trmrl
 from sb3_trmrl import TrMRLPPO
@@ -19,6 +22,7 @@ from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs import META_ENVS, PointRobot, make_trial_env
+from sb3_trmrl.envs.meta_env import MetaEnv
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.hub import MalformedFileError, PretrainedCheckpointCallback, latest_checkpoint
 from sb3_trmrl.hub.training_state import join_arrays, split_arrays
@@ -255,6 +259,77 @@ def test_without_an_environment_that_can_be_made_learn_says_what_to_do(tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("make", "wrapper"),
+    [
+        (lambda: VecNormalize(make_meta_vec_env("PointRobot-v0", 2, seed=0), norm_obs=False), "VecNormalize"),
+        (lambda: make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(max_episode_steps=7)), "TimeLimit"),
+        (lambda: DummyVecEnv([rewards_times_ten] * 2), "TransformReward"),
+    ],
+)
+def test_an_environment_in_wrappers_is_not_made_without_them(make: Any, wrapper: str, tmp_path: Path) -> None:
+    small(make()).learn(20).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"trained in .*{wrapper}.*pass env to from_pretrained"):
+        sb3_trmrl.load(tmp_path / "model", device="cpu").learn(20, reset_num_timesteps=False)
+
+
+def rewards_times_ten() -> Any:
+    return gym.wrappers.TransformReward(gym.make("PointRobot-v0"), lambda reward: 10.0 * float(reward))
+
+
+def test_an_environment_that_lost_its_statistics_starts_fresh_trials(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, seed=0)
+    small(VecNormalize(env, norm_obs=False)).learn(20).save_pretrained(tmp_path / "model")
+    model = sb3_trmrl.load(tmp_path / "model", env=make_meta_vec_env("PointRobot-v0", 2, seed=0), device="cpu")
+    with pytest.warns(UserWarning, match="fresh trials.*only one of the two environments is behind VecNormalize"):
+        model.learn(20, reset_num_timesteps=False)
+
+
+class Warming(MetaEnv):
+    """Its state is an attribute that only a reset makes."""
+
+    splits = ("train", "test")
+    task_shapes = {"rate": ()}
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def _sample_task(self, split: str) -> Any:
+        return {"rate": self.np_random.uniform()}
+
+    def _reset(self) -> np.ndarray:
+        self.temperature = self.np_random.uniform(size=1)
+        return self.temperature.copy()
+
+    def _step(self, action: Any) -> Any:
+        self.temperature = self.temperature + self._task["rate"] * action
+        return self.temperature.copy(), -float(self.temperature[0] ** 2), False, False, {}
+
+    def _get_state(self) -> Any:
+        return {"temperature": self.temperature}
+
+    def _set_state(self, state: Any) -> None:
+        self.temperature = np.asarray(state["temperature"])
+
+
+def test_a_family_whose_state_a_reset_makes_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def make() -> DummyVecEnv:
+        return DummyVecEnv([lambda: TrialWrapper(Warming(), 2)] * 2)
+
+    model = small(make(), n_steps=10)
+    model.learn(20)
+    model.save_pretrained(tmp_path / "model")
+    model.learn(20, reset_num_timesteps=False)
+    loaded = sb3_trmrl.load(tmp_path / "model", env=make(), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.learn(20, reset_num_timesteps=False)
+    for ours, theirs in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         (dict(n_envs=3), "2 environment slots, this environment 3"),
@@ -384,6 +459,12 @@ def test_a_score_of_numpy_is_a_score(tmp_path: Path) -> None:
     env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
     small(env).learn(40, callback=PretrainedCheckpointCallback(20, tmp_path, score=lambda model: np.float32(0.5)))  # type: ignore
     assert json.loads((tmp_path / "best.json").read_text())["score"] == 0.5
+
+
+def test_checkpoints_within_an_event_would_never_come(tmp_path: Path) -> None:
+    callback = EveryNTimesteps(40, PretrainedCheckpointCallback(1, tmp_path / "checkpoints"))
+    with pytest.raises(ValueError, match="EveryNTimesteps tells it of steps only: pass it to learn by itself"):
+        small(make_meta_vec_env("PointRobot-v0", 2)).learn(20, callback=callback)
 
 
 def test_no_checkpoint_yet(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from sb3_trmrl.hub import (
     NotDescribableError,
     PretrainedError,
     UnknownNameError,
+    pretrained,
     register_algorithm,
 )
 from sb3_trmrl.hub.description import decode_schedule, decode_space, decode_value, encode_schedule, encode_space, encode_value
@@ -103,6 +104,11 @@ def test_every_kind_of_space_comes_back(action_space: str, image: bool, tmp_path
         spaces.Box(0, 255, (8, 8, 3), np.uint8),
         spaces.Discrete(3, start=-1),
         spaces.MultiDiscrete([2, 5], start=[1, 0]),
+        spaces.MultiDiscrete([2, 5], dtype=np.int32),
+        spaces.Discrete(3, dtype=np.int32),
+        spaces.Box(0, 9, (2,), np.uint16),
+        spaces.Box(0, 9, (2,), np.uint32),
+        spaces.Box(0, 9, (2,), np.uint64),
         spaces.MultiBinary(4),
         spaces.MultiBinary([2, 3]),
         spaces.Dict({"b": spaces.Discrete(2), "a": spaces.Box(0, 1, (1,))}),
@@ -113,9 +119,41 @@ def test_every_kind_of_space_comes_back(action_space: str, image: bool, tmp_path
 def test_spaces_are_data(space: spaces.Space[Any]) -> None:
     data = json.loads(json.dumps(encode_space(space), allow_nan=False))
     decoded = decode_space(data)
-    assert decoded == space and type(decoded) is type(space)
+    assert decoded == space and type(decoded) is type(space) and decoded.dtype == space.dtype
     if isinstance(space, spaces.Dict):
         assert isinstance(decoded, spaces.Dict) and list(decoded.spaces) == list(space.spaces)
+
+
+def test_what_would_not_load_is_refused_while_there_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(normalize_advantage=1)
+    with pytest.raises(NotDescribableError, match=r"it would not load: normalize_advantage must be of type.*bool"):
+        model.save_pretrained(tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(pretrained, "MAX_STATE_BYTES", 1000)
+    with pytest.raises(NotDescribableError, match=r"it would not load: .*training.json is larger than 1000 bytes"):
+        small().save_pretrained(tmp_path / "model")
+
+
+def test_hundreds_of_tasks_are_a_keyword_like_others(tmp_path: Path) -> None:
+    env_id = "Walker2DRandParams-v0"
+    family = gym.make(env_id, horizon=5)
+    family.reset(seed=0)
+    tasks = family.get_wrapper_attr("sample_tasks")(700)
+    model = small(make_meta_vec_env(env_id, 2, env_kwargs=dict(horizon=5, tasks=tasks)))
+    model.learn(20).save_pretrained(tmp_path / "model")
+    loaded = sb3_trmrl.load(tmp_path / "model", device="cpu").learn(20, reset_num_timesteps=False)
+    assert loaded.trial_info_buffer is not None and all(trial["task"] in tasks for trial in loaded.trial_info_buffer)
+
+
+def test_whoever_gives_the_environments_may_have_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 20, env_kwargs=dict(horizon=5))
+    model = small(env)
+    model.save_pretrained(tmp_path / "model")
+    # Enough for one environment, not for 20
+    monkeypatch.setattr(pretrained, "MAX_BUFFER_BYTES", 1 << 18)
+    with pytest.raises(PretrainedError, match=r"of 20 environment\(s\).*pass env to from_pretrained"):
+        sb3_trmrl.load(tmp_path / "model", device="cpu")
+    assert acts_alike(model, sb3_trmrl.load(tmp_path / "model", env=env, device="cpu"))
 
 
 def test_other_spaces_are_refused() -> None:

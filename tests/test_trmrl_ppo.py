@@ -1,5 +1,7 @@
 """TrMRLPPO: advantages at trial ends, windows in predict, seeds, logging, the paper's update, bad input."""
 
+import copy
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.torch_layers import NatureCNN
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_trmrl import TrMRLPolicy, TrMRLPPO
 from sb3_trmrl.common.buffers import WorkingMemoryRolloutBuffer
@@ -664,16 +666,76 @@ def test_what_is_not_finite_is_refused_and_poisons_nothing(where, value):
     assert all(t.isfinite().all() for name, t in model.policy.state_dict().items() if "limit" not in name)
 
 
-def test_a_gradient_that_is_not_finite_is_refused():
-    model = make_model(counter_vec_env(1))
+@pytest.mark.parametrize("two_phases", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_gradient_that_is_not_finite_is_refused(copied, two_phases, monkeypatch):
+    model = make_model(counter_vec_env(1), two_phase_update=dict(value_learning_rate=1e-3) if two_phases else None)
+    model = copy.deepcopy(model) if copied else model
     model.learn(13)
     before = weights(model)
-    model.policy.optimizer.zero_grad()
-    for parameter in model.policy.parameters():
-        parameter.grad = th.full_like(parameter, float("nan"))
-    with pytest.raises(FloatingPointError, match="gradient is not finite"):
-        model.policy.optimizer.step()
+    for optimizer in model.optimizers().values():
+
+        def update(optimizer: th.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            for parameter in model.policy.parameters():
+                parameter.grad = th.full_like(parameter, float("nan"))
+            optimizer.step()
+
+        monkeypatch.setattr(model, "_update", update)
+        with pytest.raises(FloatingPointError, match="gradient is not finite"):
+            model.train()
     assert all(th.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+class TellsTrials(NoisyForever):
+    """A plain environment with infos under names of ours (as NeuroGym's), cut after four steps."""
+
+    def __init__(self, told: Any) -> None:
+        self.told, self.n_steps = told, 0
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.n_steps += 1
+        observation, reward, *_ = super().step(action)
+        info = {} if self.told is None else {"trial": self.told}
+        return observation, reward, False, self.n_steps % 4 == 0, info
+
+
+def test_trials_of_other_environments_are_not_taken_for_ours():
+    returns = []
+    for told in (None, {"coherence": 1}, 7):
+        model = make_model(DummyVecEnv([partial(TellsTrials, told)]), n_steps=9)
+        model.learn(27, log_interval=1)
+        returns.append(model.rollout_buffer.returns.copy())
+    np.testing.assert_array_equal(returns[0], returns[1])
+    np.testing.assert_array_equal(returns[0], returns[2])
+
+
+def test_stacked_ends_of_episodes_cannot_be_forgotten_by():
+    env = VecFrameStack(counter_vec_env(1, image=True), 2)
+    with pytest.raises(ValueError, match=r"memory_reset='episode' needs the token's prev_done"):
+        make_model(env, policy_kwargs=dict(memory_reset="episode"))
+
+
+def test_the_layout_of_an_image_in_memory_changes_nothing():
+    model = make_model(counter_vec_env(2, image=True), policy_kwargs=dict(features_extractor_kwargs=dict(cnn_output_dim=8)))
+    obs = {key: np.stack([part.sample() for _ in range(2)]) for key, part in model.observation_space.spaces.items()}
+    transposed = {**obs, "camera": np.ascontiguousarray(obs["camera"].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)}
+    assert transposed["camera"].strides != obs["camera"].strides
+    entered = [model._enter_memory(tokens, np.ones(2, dtype=bool))[0]["camera"] for tokens in (obs, transposed)]
+    assert th.equal(*entered) and entered[0].stride() == entered[1].stride()
+
+
+def test_spaces_and_rewards_that_are_not_for_it_are_named():
+    class Pairs(ForeverOne):
+        observation_space = spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)])  # type: ignore[assignment]
+
+        def observe(self) -> Any:
+            return 0, 0
+
+    with pytest.raises(NotImplementedError, match="observation space is not supported"):
+        make_model(Pairs())
+    with pytest.raises(FloatingPointError, match=r"Returns of about .* are too large.*make the rewards smaller"):
+        make_model(gym.wrappers.TransformReward(ForeverOne(), lambda reward: 1e20 * float(reward)), n_steps=9).learn(9)
 
 
 @pytest.mark.parametrize("attention", ["window", "trial"])

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_trmrl.common.type_aliases import MemoryContext, MemoryRolloutBufferSamples, MemoryWindows, TrialSlices
@@ -49,6 +50,7 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         n_envs: int = 1,
         context_length: int = 0,
     ):
+        get_obs_shape(observation_space)  # refuses what SB3's algorithms refuse, a Tuple
         self.context_length = context_length
         self.is_dict = isinstance(observation_space, spaces.Dict)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"token": observation_space}

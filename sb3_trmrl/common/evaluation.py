@@ -174,6 +174,10 @@ class AdaptationResult:
                 wall_time=float(content["wall_time"]),
                 settings=dict(content["settings"]),
             )
+            if not all(isinstance(task, dict) for task in result.tasks):
+                raise ValueError("a task must be an object")
+            if result.success is not None and result.success.shape != result.returns.shape:
+                raise ValueError(f"success {result.success.shape} does not fit returns {result.returns.shape}")
             if result.returns.ndim != 2 or result.returns.shape != result.lengths.shape or result.n_tasks != len(result.tasks):
                 raise ValueError(
                     f"{len(result.tasks)} tasks do not fit returns {result.returns.shape} and lengths {result.lengths.shape}"

@@ -80,7 +80,7 @@ def _read_monitors(paths: list[Path]) -> LearningCurve | None:
                 start = float(json.loads(file.readline().removeprefix("#"))["t_start"])
                 for row in csv.DictReader(file):
                     rows.append((start + float(row["t"]), int(row["l"]), float(row["r"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
             raise ValueError(f"{path} is no monitor file, or it is broken: {error!r}") from error
     if not rows:
         return None
@@ -89,12 +89,15 @@ def _read_monitors(paths: list[Path]) -> LearningCurve | None:
 
 
 def _read_progress(path: Path) -> LearningCurve | None:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [
-            (int(float(row["time/total_timesteps"])), float(row["rollout/ep_rew_mean"]))
-            for row in csv.DictReader(file)
-            if row.get("rollout/ep_rew_mean") and row.get("time/total_timesteps")
-        ]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                (int(float(row["time/total_timesteps"])), float(row["rollout/ep_rew_mean"]))
+                for row in csv.DictReader(file)
+                if row.get("rollout/ep_rew_mean") and row.get("time/total_timesteps")
+            ]
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise ValueError(f"{path} is no log of SB3, or it is broken: {error!r}") from error
     if not rows:
         return None
     return LearningCurve(np.array([row[0] for row in rows]), np.array([[row[1]] for row in rows]), TRIAL)

@@ -154,5 +154,10 @@ class ValueScale(nn.Module):
         mean_square = (
             float(self.mean_square) * (int(self.count) / total) + float(np.square(targets, dtype=np.float64).sum()) / total
         )
+        if not mean_square <= th.finfo(self.mean_square.dtype).max:
+            raise FloatingPointError(
+                f"Returns of about {math.sqrt(mean_square):.3g} are too large for {self.mean_square.dtype}: make the rewards "
+                "smaller."
+            )
         self.mean_square.fill_(mean_square)
         self.count.fill_(total)

@@ -13,6 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -171,9 +172,12 @@ class MemoryPPO(PretrainedMixin, PPO):
 
     def _check_tokens(self, env: VecEnv) -> None:
         space = env.observation_space
-        has_parts = isinstance(space, TokenSpace) or (isinstance(space, spaces.Dict) and "prev_done" in space.spaces)
+        prev_done = space.spaces.get("prev_done") if isinstance(space, spaces.Dict) else None
+        has_parts = isinstance(space, TokenSpace) or prev_done is not None
+        # Stacked frames tell the end of an episode several times
+        tells_ends = isinstance(space, TokenSpace) or (prev_done is not None and prev_done.shape == (1,))
         forgets = self.policy_kwargs.get("memory_reset") == "episode"
-        if forgets and not has_parts and env.has_attr("episodes_per_trial"):
+        if forgets and not tells_ends and env.has_attr("episodes_per_trial"):
             raise ValueError(
                 "memory_reset='episode' needs the token's prev_done to tell the episodes of a trial apart, but a wrapper "
                 f"around the trial environment hides the token's parts: the observation space is {space}. Wrap the MetaEnv "
@@ -244,8 +248,6 @@ class MemoryPPO(PretrainedMixin, PPO):
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"clip_range_vf must be positive, got {self.clip_range_vf}: pass None to switch it off.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-
-        self.policy.optimizer.register_step_pre_hook(refuse_non_finite_gradients)
 
     # -- Acting ------------------------------------------------------------------------------------------------------
 
@@ -389,7 +391,13 @@ class MemoryPPO(PretrainedMixin, PPO):
 
     def _enter_memory(self, obs: Any, episode_starts: np.ndarray | None) -> tuple[Any, th.Tensor]:
         starts = th.as_tensor(episode_starts, dtype=th.bool, device=self.device)
-        return self.policy.enter_memory(obs_as_tensor(obs, self.device), starts)
+        # In the layout of a copy, not of a transposed image: the order in which a convolution adds up depends on it
+        parts = (
+            {key: np.array(part, order="C") for key, part in obs.items()}
+            if isinstance(obs, dict)
+            else np.array(obs, order="C")
+        )
+        return self.policy.enter_memory(obs_as_tensor(parts, self.device), starts)
 
     def _values_behind(
         self, infos: list[dict[str, Any]], dones: np.ndarray, values: th.Tensor, memory_state: MemoryState
@@ -405,10 +413,10 @@ class MemoryPPO(PretrainedMixin, PPO):
         """
         behind = np.zeros(len(infos), dtype=np.float32)
         cut = [idx for idx in np.flatnonzero(dones).tolist() if infos[idx].get("TimeLimit.truncated", False)]
-        trials = [idx for idx in cut if "trial" in infos[idx]]
+        trials = [idx for idx in cut if ended_trial(infos[idx]) is not None]
         if self.bootstrap_trial_end and trials:
             behind[trials] = values[trials].cpu().numpy().flatten()
-        plain = [idx for idx in cut if "trial" not in infos[idx] and infos[idx].get("terminal_observation") is not None]
+        plain = [idx for idx in cut if idx not in trials and infos[idx].get("terminal_observation") is not None]
         if plain:
             behind[plain] = self._terminal_values([infos[idx]["terminal_observation"] for idx in plain], plain, memory_state)
         return behind
@@ -448,7 +456,7 @@ class MemoryPPO(PretrainedMixin, PPO):
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
         assert self.trial_info_buffer is not None
-        self.trial_info_buffer.extend(info["trial"] for info in infos if "trial" in info)
+        self.trial_info_buffer.extend(trial for trial in map(ended_trial, infos) if trial is not None)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """
@@ -472,14 +480,25 @@ class MemoryPPO(PretrainedMixin, PPO):
         Update the policy from the rollout buffer, then take the rollout's observations into the running statistics, so that
         acting and training within one iteration used the same numbers.
         """
-        with fast_linear():
-            self._update()
+        # For the update alone: copies of an optimizer lose its hooks
+        guards = [optimizer.register_step_pre_hook(refuse_non_finite_gradients) for optimizer in self.optimizers().values()]
+        try:
+            with fast_linear():
+                self._update()
+        finally:
+            for guard in guards:
+                guard.remove()
         self.n_iterations += 1
         if self.policy.normalizer is not None:
             context = self.rollout_buffer.context_length
             tokens = {key: array[context:] for key, array in self.rollout_buffer.tokens.items()}
             # (n_steps, n_envs, ...) -> (n_steps * n_envs, ...)
             self.policy.normalizer.update({key: part.reshape(-1, *part.shape[2:]) for key, part in tokens.items()})
+
+    def optimizers(self) -> dict[str, th.optim.Optimizer]:
+        """:return: The optimizers, by the name of their attribute."""
+        named = {name: recursive_getattr(self, name) for name in self._get_torch_save_params()[0]}
+        return {name: thing for name, thing in named.items() if isinstance(thing, th.optim.Optimizer)}
 
     def _update(self) -> None:
         super().train()
@@ -488,6 +507,16 @@ class MemoryPPO(PretrainedMixin, PPO):
         # The last rollout may end behind total_timesteps: a schedule such as RL Zoo's lin_1e-3 would be negative there, and
         # the last update would unlearn
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+
+def ended_trial(info: dict[str, Any]) -> dict[str, Any] | None:
+    """
+    :param info: Info of a step
+    :return: What ``TrialWrapper`` tells of the trial that has ended with it; None if none has. Other environments have
+        something of their own under that name
+    """
+    trial = info.get("trial")
+    return trial if isinstance(trial, dict) and "returns" in trial else None
 
 
 @contextlib.contextmanager

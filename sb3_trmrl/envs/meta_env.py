@@ -75,6 +75,19 @@ def check_generator_state(state: EnvState) -> None:
         raise ValueError(f"position of the random generator {name} must be in [0, {size}], got {position!r}")
 
 
+def checked_integer(name: str, value: Any, limit: int) -> int:
+    """
+    :param name: What it is
+    :param value: A number of a state, which may come from a file of someone else
+    :param limit: The largest that it may be
+    :return: The number
+    :raises ValueError: If it is no integer in [0, limit]
+    """
+    if not is_integer(value, 0) or value > limit:
+        raise ValueError(f"{name} must be an integer in [0, {limit}], got {str(value)[:50]}")
+    return int(value)
+
+
 class MetaEnv(gym.Env[Any, Any]):
     """
     A family of tasks that share their spaces; an instance plays *one episode of one task* at a time.
@@ -293,7 +306,7 @@ class MetaEnv(gym.Env[Any, Any]):
         """
         if state["task"] is not None:
             self.set_task(state["task"])
-        self._elapsed_steps = int(state["elapsed_steps"])
+        self._elapsed_steps = checked_integer("elapsed_steps", state["elapsed_steps"], self.horizon)
         self.draws = copy.deepcopy(dict(state.get("draws", {})))  # version 0.1.0 wrote none
         self._needs_reset = bool(state["needs_reset"])
         self._np_random = generator_from_state(state["np_random"])

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from sb3_trmrl.common.arguments import is_integer
-from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task, generator_from_state, generator_state
+from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task, checked_integer, generator_from_state, generator_state
 
 VECTOR_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -389,10 +389,15 @@ class TrialWrapper(gym.Env[Any, Any]):
         self.meta_env.set_state(state["meta_env"])
         self._running = bool(state["running"])
         self._returns = [float(value) for value in state["returns"]]
-        self._lengths = [int(value) for value in state["lengths"]]
+        self._lengths = [checked_integer("length of an episode", value, self.meta_env.horizon) for value in state["lengths"]]
         self._successes = [bool(value) for value in state["successes"]]
+        n_episodes = {len(values) for values in (self._returns, self._lengths, self._successes)}
+        if len(n_episodes) > 1 or max(n_episodes) > self.episodes_per_trial:
+            raise ValueError(
+                f"returns, lengths and successes must be equally many, at most {self.episodes_per_trial}, got {n_episodes}"
+            )
         self._episode_return = float(state["episode_return"])
-        self._episode_length = int(state["episode_length"])
+        self._episode_length = checked_integer("episode_length", state["episode_length"], self.meta_env.horizon)
         self._has_success = bool(state["has_success"])
         self._episode_success = bool(state["episode_success"])
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.hub.pretrained import save_pretrained
+from sb3_trmrl.hub.pretrained import CONFIG, save_pretrained
 
 
 def mean_training_return(model: BaseAlgorithm) -> float | None:
@@ -37,7 +37,8 @@ def latest_checkpoint(folder: str | Path, name_prefix: str = "checkpoint") -> Pa
 
 def _checkpoints(folder: Path, name_prefix: str) -> list[Path]:
     pattern = re.compile(rf"{re.escape(name_prefix)}_\d+_steps")
-    return sorted((path for path in folder.glob(f"{name_prefix}_*") if pattern.fullmatch(path.name)), key=_steps)
+    named = [path for path in folder.glob(f"{name_prefix}_*") if pattern.fullmatch(path.name)]
+    return sorted((path for path in named if (path / CONFIG).is_file()), key=_steps)
 
 
 def _steps(checkpoint: Path) -> int:
@@ -87,6 +88,13 @@ class PretrainedCheckpointCallback(BaseCallback):
         self.best_score = -np.inf
         self._saved_at = 0
 
+    def _init_callback(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            raise ValueError(
+                f"PretrainedCheckpointCallback saves between rollouts, {type(self.parent).__name__} tells it of steps only: "
+                "pass it to learn by itself, save_freq says how often."
+            )
+
     def _on_training_start(self) -> None:
         latest = latest_checkpoint(self.save_path, self.name_prefix)
         if latest is not None and _steps(latest) > self.model.num_timesteps:
@@ -99,10 +107,13 @@ class PretrainedCheckpointCallback(BaseCallback):
         self._saved_at = self.model.num_timesteps
         record = self.save_path / "best.json"
         if self.model.num_timesteps > 0 and record.exists():
-            best = json.loads(record.read_text(encoding="utf-8"))
-            # What a training that is gone found later is no measure for this one
-            if best["num_timesteps"] <= self.model.num_timesteps:
-                self.best_score = float(best["score"])
+            try:
+                best = json.loads(record.read_text(encoding="utf-8"))
+                # What a training that is gone found later is no measure for this one
+                if best["num_timesteps"] <= self.model.num_timesteps:
+                    self.best_score = float(best["score"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{record} is no record of a best score, or it is broken ({error!r}): delete it.") from error
 
     def _on_rollout_start(self) -> None:
         self._save_if_due()

@@ -16,8 +16,9 @@ import numpy as np
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 import sb3_trmrl
 from sb3_trmrl.common.env_util import make_meta_vec_env
@@ -45,9 +46,12 @@ MAX_STEPS = 10**8
 MAX_ARMS = 1 << 16
 """Arms of a bandit that is made from a file."""
 
+MAKES_OTHERWISE = frozenset({"env_id", "render_mode", "max_episode_steps", "disable_env_checker", "additional_wrappers"})
+"""Keywords of ``gym.make`` that are no property of the environment."""
+
 #: Arguments of the constructor that are no property of the model
 NOT_SAVED = ("self", "policy", "env", "device", "tensorboard_log", "verbose", "_init_setup_model")
-DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 
 # -- Values --------------------------------------------------------------------------------------------------------------
@@ -128,10 +132,12 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
         if isinstance(space, TokenSpace):
             data.update(observation_size=space.observation_size, action_size=space.action_size)
         return {**data, "low": _encode_bound(space.low), "high": _encode_bound(space.high)}
+    # Nearly always int64, which is left out
+    dtype = {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
     if isinstance(space, spaces.Discrete):
-        return {"type": kind, "n": int(space.n), "start": int(space.start)}
+        return {"type": kind, "n": int(space.n), "start": int(space.start), **dtype}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"type": kind, "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        return {"type": kind, "nvec": space.nvec.tolist(), "start": space.start.tolist(), **dtype}
     if isinstance(space, spaces.MultiBinary):
         return {"type": kind, "n": int(space.n) if isinstance(space.n, (int, np.integer)) else list(map(int, space.n))}
     if isinstance(space, spaces.Dict):
@@ -186,9 +192,11 @@ def _decode_space(data: Any) -> spaces.Space[Any]:
     decoders: dict[str, Callable[[dict[str, Any]], spaces.Space[Any]]] = {
         "Box": _decode_box,
         "TokenSpace": _decode_token_space,
-        "Discrete": lambda data: spaces.Discrete(_size(data["n"], "n of a Discrete space"), start=int(data["start"])),
+        "Discrete": lambda data: spaces.Discrete(
+            _size(data["n"], "n of a Discrete space"), start=int(data["start"]), **_integers(data)
+        ),
         "MultiDiscrete": lambda data: spaces.MultiDiscrete(
-            [_size(n, "nvec of a MultiDiscrete space") for n in data["nvec"]], start=data["start"]
+            [_size(n, "nvec of a MultiDiscrete space") for n in data["nvec"]], start=data["start"], **_integers(data)
         ),
         "MultiBinary": lambda data: spaces.MultiBinary(
             _size(data["n"], "n of a MultiBinary space")
@@ -204,6 +212,14 @@ def _decode_space(data: Any) -> spaces.Space[Any]:
         raise
     except Exception as error:  # what gymnasium makes of bad numbers
         raise MalformedFileError(f"{str(data)[:200]} is no space: {error!r}.") from error
+
+
+def _integers(data: dict[str, Any]) -> dict[str, Any]:
+    if "dtype" not in data:
+        return {}
+    if data["dtype"] not in DTYPES:
+        raise MalformedFileError(f"dtype of a space must be one of {DTYPES}, got {str(data['dtype'])[:50]!r}.")
+    return {"dtype": np.dtype(data["dtype"]).type}
 
 
 def _decode_token_space(data: dict[str, Any]) -> TokenSpace:
@@ -405,13 +421,18 @@ def describe_environment(env: VecEnv | None, n_envs: int) -> dict[str, Any]:
     :param env: The training environment
     :param n_envs: Number of its slots
     :return: ``id`` and ``kwargs`` of what ``gym.make`` made (None where it was made otherwise or can't be written down),
-        ``n_envs``
+        ``n_envs``, and perhaps ``wrappers``: names of what was around it and would be missing if it were made again
     """
     data: dict[str, Any] = {"id": None, "kwargs": None, "n_envs": n_envs}
     specs = env.get_attr("spec") if env is not None and env.has_attr("spec") else []
     if not specs or specs[0] is None:
         return data
     data["id"] = specs[0].id
+    altered = {name for spec in specs for name in _alterations(spec)}
+    if env is not None and unwrap_vec_normalize(env) is not None:
+        altered.add("VecNormalize")
+    if altered:
+        data["wrappers"] = sorted(altered)
     # make_trial_env is told the id by the registry
     told = ("env_id", "render_mode")
     kwargs = [None if spec is None else {key: spec.kwargs[key] for key in spec.kwargs if key not in told} for spec in specs]
@@ -424,6 +445,13 @@ def describe_environment(env: VecEnv | None, n_envs: int) -> dict[str, Any]:
     return data
 
 
+def _alterations(spec: EnvSpec | None) -> list[str]:
+    if spec is None:
+        return []
+    limit = [] if spec.max_episode_steps is None else ["TimeLimit"]
+    return limit + [wrapper.name for wrapper in spec.additional_wrappers if wrapper.name != "Monitor"]
+
+
 def environment_kwargs(data: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
     """
     :param data: What :func:`describe_environment` returned
@@ -432,6 +460,8 @@ def environment_kwargs(data: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
     :raises MalformedFileError: if they ask for an environment that takes much memory
     """
     kwargs = decode_value(data["kwargs"] or {})
+    if not isinstance(kwargs, dict) or not all(map(str.isidentifier, kwargs)) or set(kwargs) & MAKES_OTHERWISE:
+        raise MalformedFileError(f"kwargs of the environment must be keywords of a family, got {str(data['kwargs'])[:200]}.")
     steps = [_size(kwargs[name], name, MAX_STEPS) for name in ("horizon", "episodes_per_trial") if name in kwargs]
     _size(math.prod([n_envs, *steps]), "number of steps in the trials of all slots", MAX_STEPS)
     if "n_arms" in kwargs:
@@ -454,6 +484,11 @@ def make_environment(data: dict[str, Any], observation_space: spaces.Space[Any],
         raise PretrainedError(
             f"The training environment ({env_id!r}) is none that can be made from config.json (an id of this package, with "
             "arguments that are data): pass env to from_pretrained, or call set_env first."
+        )
+    if data.get("wrappers"):
+        raise PretrainedError(
+            f"{env_id} was trained in {str(data['wrappers'])[:200]}, which config.json does not tell how to make again: pass "
+            "env to from_pretrained, or call set_env first."
         )
     n_envs = _size(n_envs, "n_envs", MAX_ENVS)
     kwargs = environment_kwargs(data, n_envs)

@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +21,20 @@ from safetensors import SafetensorError, safe_open
 
 from sb3_trmrl.hub.errors import MalformedFileError, MissingFileError, PretrainedError
 
-MAX_CONFIG_BYTES = 1 << 20
-"""Size of ``config.json``; real ones have a few kB."""
-MAX_STATE_BYTES = 1 << 24
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+MAX_CONFIG_BYTES = 1 << 24
+"""Size of ``config.json``; real ones have a few kB, with hundreds of tasks as a keyword of the environment a megabyte."""
+MAX_STATE_BYTES = 1 << 26
 """Size of ``training.json``; the arrays are in ``training.safetensors``."""
 MAX_HEADER_BYTES = 1 << 22
 """Size of the header of a safetensors file, about 100 bytes for each tensor."""
 MAX_DEPTH = 32
 """Objects within objects in JSON."""
-MAX_NODES = 1 << 20
+MAX_NODES = 1 << 21
 """Values in one JSON file: parsed, each takes about 100 bytes."""
 
 # Matches wherever it starts, also a string without an end: to try again from each of its quotes would take hours
@@ -210,35 +216,60 @@ def replace_folder(folder: Path, write: Callable[[Path], None], own_names: froze
     :param folder: Where it goes
     :param write: Writes the files into the folder it gets
     :param own_names: Names of files that may be replaced
-    :raises PretrainedError: if ``folder`` is there and holds other files too, or is no folder
+    :raises PretrainedError: if ``folder``, or a hidden one beside it that is needed, is there and holds other files too, or is
+        no folder
     """
     folder = Path(os.path.abspath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder.parent):
+        partial, new, old = _siblings(folder)
+        for path in (folder, partial, new, old):
+            _check_own(path, own_names)
+        kept = existing_folder(folder)
+        if kept != folder:
+            os.rename(kept, folder)
+        for stale in (partial, new, old):
+            _remove(stale)
+        partial.mkdir()
+        try:
+            write(partial)
+            for path in (*partial.iterdir(), partial):
+                _flush(path)
+        except BaseException:
+            _remove(partial)
+            raise
+        os.rename(partial, new)
+        if os.path.lexists(folder):
+            # A link to a folder is replaced as such
+            os.rename(folder, old)
+        os.rename(new, folder)
+        _flush(folder.parent)
+        _remove(old)
+
+
+def _check_own(folder: Path, own_names: frozenset[str]) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
-        raise PretrainedError(f"{folder} is a file: give the name of a folder.")
+        raise PretrainedError(f"{folder} is a file, where saving needs a folder: choose another name, or move it away.")
     others = sorted({entry.name for entry in folder.iterdir()} - own_names) if folder.is_dir() else []
     if others:
         raise PretrainedError(
             f"{folder} holds files that are not of a saved model, {others[:5]}: saving replaces the whole folder, so give it "
             "one of its own."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, new, old = _siblings(folder)
-    kept = existing_folder(folder)
-    if kept != folder:
-        os.rename(kept, folder)
-    for stale in (partial, new, old):
-        _remove(stale)
-    partial.mkdir()
-    write(partial)
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    os.rename(partial, new)
-    if os.path.lexists(folder):
-        # A link to a folder is replaced as such
-        os.rename(folder, old)
-    os.rename(new, folder)
-    _flush(folder.parent)
-    _remove(old)
+
+
+@contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """Wait until no other process saves there: two would remove each other's files. The lock ends with the process."""
+    descriptor = os.open(parent, os.O_RDONLY) if fcntl is not None else -1
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The model card: what the Hub shows, and the metadata that its leaderboards read."""
 
 import json
+import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -177,7 +178,8 @@ def model_card(
         )
     sections += ["## Training"]
     if command:
-        sections.append(f"```bash\n{command}\n```\n\nWhich comes to:")
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+        sections.append(f"{fence}bash\n{command}\n{fence}\n\nWhich comes to:")
     sections.append("```python\n" + training_script(config) + "\n```")
     sections.append("Versions: " + ", ".join(f"{name} {version}" for name, version in config["versions"].items()) + ".")
     return "\n\n".join(sections) + "\n"

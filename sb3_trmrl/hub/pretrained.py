@@ -27,6 +27,7 @@ from sb3_trmrl.hub.description import (
     describe_environment,
     describe_hyperparameters,
     encode_space,
+    environment_kwargs,
     read_hyperparameters,
     versions,
 )
@@ -34,6 +35,7 @@ from sb3_trmrl.hub.errors import (
     DownloadError,
     MalformedFileError,
     MissingFileError,
+    NotDescribableError,
     PretrainedError,
     UnsupportedVersionError,
     WrongTensorsError,
@@ -60,8 +62,10 @@ MODEL_FILES = frozenset({CONFIG, WEIGHTS, *TRAINING_FILES})
 """Names of the files of a model."""
 MAX_BUFFER_BYTES = 1 << 33
 """Rollout buffer of a model that is loaded. Memory that is not written to takes no space."""
-MAX_CONTEXT_BYTES = 1 << 29
+MAX_CONTEXT_BYTES = 1 << 31
 """The part of it that holds what was remembered before the rollout."""
+MAX_TABLE_BYTES = 1 << 29
+"""Tables that a model computes when it is made."""
 MAX_STATE_PER_ENV = 1 << 28
 """Bytes of an empty memory."""
 DTYPES = {"F64": th.float64, "F32": th.float32, "F16": th.float16, "BF16": th.bfloat16, "I64": th.int64, "BOOL": th.bool}
@@ -97,9 +101,29 @@ def save_pretrained(model: MemoryPPO, folder: str | Path, training_state: bool =
             (target / STATE).write_bytes(to_json(data))
         config["files"] = {path.name: {"sha256": sha256_of(path)} for path in sorted(target.iterdir())}
         (target / CONFIG).write_bytes(to_json(config))
+        _check_that_it_loads(model, target)
 
     replace_folder(Path(folder), write, MODEL_FILES)
     return Path(folder)
+
+
+def _check_that_it_loads(model: MemoryPPO, folder: Path) -> None:
+    """
+    :param model: A model
+    :param folder: Where it was written to
+    :raises NotDescribableError: if what is written there would be refused when it is loaded: now there still is a model
+    """
+    try:
+        config = read_config(folder)
+        read_hyperparameters(type(model), config["hyperparameters"])
+        for part in ("observation_space", "action_space"):
+            found, expected = decode_space(config[part]), getattr(model, part)
+            if found != expected:
+                raise MalformedFileError(f"{part} {expected} of {expected.dtype} comes back as {found} of {found.dtype}.")
+        if STATE in config["files"]:
+            read_json(folder, STATE, MAX_STATE_BYTES)
+    except PretrainedError as error:
+        raise NotDescribableError(f"This model can't be saved as data, it would not load: {error}") from error
 
 
 def _sees_normalized(model: MemoryPPO) -> bool:
@@ -205,7 +229,8 @@ def load(
             raise PretrainedError(f"env does not fit the model in {folder}: {error}") from error
     with _malformed(folder / CONFIG):
         n_envs = config["environment"]["n_envs"] if vec_env is None else vec_env.num_envs
-        model = _build(cls, config, folder, observation_space, action_space, n_envs, device)
+        # How many environments there are is the caller's business, if it is the caller who gives them
+        model = _build(cls, config, folder, observation_space, action_space, n_envs, device, n_trusted=vec_env is not None)
     if vec_env is not None:
         model.set_env(vec_env)
     if model.saved_normalized and not _sees_normalized(model):
@@ -240,6 +265,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "pip install --upgrade sb3_trmrl."
         )
     _check_sections(config, folder / CONFIG)
+    environment_kwargs(config["environment"])  # in no script, no file of RL Zoo and no environment anything else
     files = config["files"]
     if WEIGHTS not in files:
         raise MalformedFileError(f"files of {folder / CONFIG} must name {WEIGHTS}.")
@@ -327,6 +353,7 @@ def _build(
     action_space: spaces.Space[Any],
     n_envs: Any,
     device: th.device,
+    n_trusted: bool,
 ) -> MemoryPPO:
     """:return: The model without weights: whatever is too large, or does not fit the weights, is found before it is made."""
     policy_class = look_up(cls.policy_aliases, config["policy"], f"policy of {cls.__name__}")
@@ -339,7 +366,7 @@ def _build(
     with th.random.fork_rng(devices=[]):
         model = cls(policy_class, None, device=device, _init_setup_model=False, **hyperparameters)  # type: ignore[arg-type]
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
-        _check_before_building(model, infos)
+        _check_before_building(model, infos, 1 if n_trusted else n_envs)
         seed, model.seed = model.seed, None
         model._setup_model()
         model.seed = seed
@@ -350,12 +377,13 @@ def _build(
     return model
 
 
-def _check_before_building(model: MemoryPPO, infos: Mapping[str, TensorInfo]) -> None:
+def _check_before_building(model: MemoryPPO, infos: Mapping[str, TensorInfo], n_envs: int) -> None:
     """
     Build the policy without memory for its tensors, compare these with the file's, and see how large the rest would be.
 
     :param model: The model, its attributes set
     :param infos: The tensors of ``model.safetensors``
+    :param n_envs: For how many environments memory may be asked
     :raises PretrainedError: if something is wrong
     """
     for name, info in infos.items():
@@ -384,15 +412,18 @@ def _check_before_building(model: MemoryPPO, infos: Mapping[str, TensorInfo]) ->
     parts = getattr(model.observation_space, "spaces", {"token": model.observation_space})
     # A minibatch's numbers beside the token: actions, rewards, values, ...
     per_step = sum(th.Size(part.shape).numel() * part.dtype.itemsize for part in parts.values()) + 8 * 8
-    context_bytes = context * model.n_envs * per_step
+    context_bytes = context * n_envs * per_step
     for what, size, limit in (
-        ("the rollout buffer (n_steps, n_envs)", steps * model.n_envs * per_step + context_bytes, MAX_BUFFER_BYTES),
+        ("the rollout buffer (n_steps, n_envs)", steps * n_envs * per_step + context_bytes, MAX_BUFFER_BYTES),
         ("what is remembered before a rollout (memory_length)", context_bytes, MAX_CONTEXT_BYTES),
         ("an empty memory (memory_encoder_kwargs)", empty_memory, MAX_STATE_PER_ENV),
-        ("tables that are not saved (memory_encoder_kwargs)", unsaved, MAX_CONTEXT_BYTES),
+        ("tables that are not saved (memory_encoder_kwargs)", unsaved, MAX_TABLE_BYTES),
     ):
         if size > limit:
-            raise MalformedFileError(f"{CONFIG} asks for {size:.3g} bytes for {what}, more than {limit:.3g}.")
+            raise MalformedFileError(
+                f"{CONFIG} asks for {size:.3g} bytes for {what} of {n_envs} environment(s), more than {limit:.3g}. If it is "
+                "yours, and the number of environments makes it so large: pass env to from_pretrained."
+            )
 
 
 @contextmanager

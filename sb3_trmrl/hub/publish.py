@@ -218,7 +218,7 @@ def pull_for_zoo(repo_id: str, logs: str | Path, revision: str | None = None, **
     check_acts_alone(config["normalization"].get("vec_normalize_observations", False), repo_id)
     env_id = config["environment"]["id"]
     # It becomes part of a path
-    if env_id is None or not re.fullmatch(r"[\w:.-]+(/[\w:.-]+)?", env_id) or env_id.count(":") > 1:
+    if env_id is None or not re.fullmatch(r"(?=.{1,100}$)\w[\w.-]*(:\w[\w.-]*)?(/\w[\w.-]*)?", env_id):
         raise PretrainedError(f"The environment of {repo_id} has no id that RL Zoo could use: {env_id!r}.")
     model = load(downloaded, device="cpu")
     name = EnvironmentName(env_id)

@@ -5,8 +5,10 @@ context of running trials, and the state of the environments.
 It is data all the way: ``training.json`` with numbers, ``training.safetensors`` with arrays, ``optimizer.safetensors``.
 """
 
+import math
 import random
 import re
+import sys
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -16,7 +18,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
@@ -227,12 +228,34 @@ def restore_progress(model: MemoryPPO, state: State) -> None:
     for name in COUNTERS:
         value = counters[name]
         kind: type = float if name == "_current_progress_remaining" else int
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or kind(value) != value:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53 or kind(value) != value:
             raise MalformedFileError(f"counter {name} of the training state must be a number, got {str(value)[:50]!r}.")
         setattr(model, name, kind(value))
     for name in INFO_BUFFERS:
         infos = state["infos"][name]
+        _check_infos(name, infos)
         setattr(model, name, None if infos is None else deque(infos, maxlen=model._stats_window_size))
+
+
+def _check_infos(name: str, infos: Any) -> None:
+    """:raises MalformedFileError: if these are not what the log makes means of"""
+    if infos is None:
+        return
+    fits = isinstance(infos, list)
+    for info in infos if fits else []:
+        if name == "ep_success_buffer":
+            fits &= isinstance(info, bool)
+        elif name == "ep_info_buffer":
+            fits &= isinstance(info, dict) and all(_is_number(info.get(key)) for key in ("r", "l"))
+        else:
+            returns = info.get("returns") if isinstance(info, dict) else None
+            fits &= isinstance(returns, list) and len(returns) > 0 and all(map(_is_number, returns))
+    if not fits:
+        raise MalformedFileError(f"{name} of the training state does not hold what training logs: {str(infos)[:100]}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.float_info.max
 
 
 def restore_environment(model: MemoryPPO, state: State) -> None:
@@ -249,11 +272,14 @@ def restore_environment(model: MemoryPPO, state: State) -> None:
         _restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
         rollout = state["rollout"]
         reason = _why_fresh(model, rollout)
+        if reason is None and (state["vec_normalize"] is None) != (model.get_vec_normalize_env() is None):
+            reason = "only one of the two environments is behind VecNormalize"
         if reason is None:
             model.env.reset()
             _set_slots(model.env, rollout["slots"])
             model._last_obs = _checked_observation(model, rollout["last_obs"])
-            model._last_original_obs = rollout["last_original_obs"]
+            original = rollout["last_original_obs"]
+            model._last_original_obs = None if original is None else _checked_observation(model, original)
             model._last_episode_starts = _checked(rollout["last_episode_starts"], (model.n_envs,), np.dtype(bool))
             model.rollout_buffer.set_context_state(rollout["context"])
             # VecNormalize's own reset has emptied its running returns
@@ -277,6 +303,9 @@ def restore_environment(model: MemoryPPO, state: State) -> None:
 def _why_fresh(model: MemoryPPO, rollout: State | None) -> str | None:
     """:return: Why the trials can't go on, or None if they can."""
     assert model.env is not None
+    base = _base_vec_env(model.env)
+    if base is not None:
+        base.reset()  # before that, an environment need not have a state that can be read
     slots = collect_slots(model.env)
     if slots is None:
         return (
@@ -342,6 +371,22 @@ def _restore_vec_normalize(env: VecNormalize | None, state: State | None) -> Non
     env.returns = np.array(state["returns"], np.float64).reshape(env.num_envs)
 
 
+def _check_torch_state(state: Any) -> None:
+    """
+    torch takes the position in the generator's buffer of 624 numbers as it is told, and would read there.
+
+    :param state: State of torch's generator on the CPU: a Mersenne twister, behind its seed how many numbers are left, whether
+        it was seeded, and the position of the next one
+    :raises ValueError: if it is none
+    """
+    expected = th.get_rng_state().numpy()
+    content = bytes(_checked(state, expected.shape, expected.dtype))
+    left, position = int.from_bytes(content[8:12], sys.byteorder), int.from_bytes(content[16:24], sys.byteorder)
+    # Seeded and not used yet; or used
+    if (left, position) != (1, 0) and not (1 <= left <= 624 and left + position == 625):
+        raise ValueError(f"position {position} with {left} numbers left lies outside of the generator's buffer")
+
+
 def restore_rng(model: MemoryPPO, state: State) -> None:
     """
     Set all random generators, and what waits to be logged, when training begins.
@@ -350,12 +395,15 @@ def restore_rng(model: MemoryPPO, state: State) -> None:
     :param state: Its training state
     :raises MalformedFileError: if it is no state of these generators
     """
-    rng = state["rng"]
     try:
+        rng = state["rng"]
         python = rng["python"]
+        if python["gauss"] is not None and not math.isfinite(python["gauss"]):
+            raise ValueError(f"gauss must be a finite number, got {python['gauss']}")
         random.setstate((python["version"], tuple(python["internal"]), python["gauss"]))
         check_generator_state(rng["numpy"])
         np.random.set_state(rng["numpy"])  # noqa: NPY002
+        _check_torch_state(rng["torch"])
         th.set_rng_state(th.as_tensor(rng["torch"]))
         if rng["cuda"] is not None and model.device.type == "cuda":
             th.cuda.set_rng_state(th.as_tensor(rng["cuda"]), model.device)
@@ -374,11 +422,6 @@ def restore_rng(model: MemoryPPO, state: State) -> None:
 # -- Optimizers ------------------------------------------------------------------------------------------------------------
 
 
-def _optimizers(model: MemoryPPO) -> dict[str, th.optim.Optimizer]:
-    objects = {name: recursive_getattr(model, name) for name in model._get_torch_save_params()[0]}
-    return {name: thing for name, thing in objects.items() if isinstance(thing, th.optim.Optimizer)}
-
-
 def collect_optimizers(model: MemoryPPO) -> tuple[dict[str, th.Tensor], State]:
     """
     :param model: The model
@@ -386,7 +429,7 @@ def collect_optimizers(model: MemoryPPO) -> tuple[dict[str, th.Tensor], State]:
     """
     tensors: dict[str, th.Tensor] = {}
     numbers: State = {}
-    for name, optimizer in _optimizers(model).items():
+    for name, optimizer in model.optimizers().items():
         data = optimizer.state_dict()
         for index, entries in data["state"].items():
             for key, value in entries.items():
@@ -407,42 +450,79 @@ def _numbers(group: dict[str, Any]) -> State:
 
 def restore_optimizers(model: MemoryPPO, tensors: Mapping[str, th.Tensor], numbers: State) -> None:
     """
-    :param model: The model, freshly built
+    :param model: The model, freshly built, with its counters
     :param tensors: What :func:`collect_optimizers` returned
     :param numbers: What :func:`collect_optimizers` returned
     :raises WrongTensorsError: if they are not those of the model's optimizers
     """
-    left = dict(tensors)
-    for name, optimizer in _optimizers(model).items():
+    optimizers = model.optimizers()
+    others = sorted(path for path in tensors if path.partition("/")[0] not in optimizers)
+    if others:
+        raise WrongTensorsError(f"optimizer.safetensors holds tensors of no optimizer: {others[:3]}.")
+    for name, optimizer in optimizers.items():
+        own = {path.removeprefix(f"{name}/"): tensor for path, tensor in tensors.items() if path.startswith(f"{name}/")}
         data = optimizer.state_dict()
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, th.Tensor]] = {}
-        for path in [path for path in left if path.startswith(f"{name}/")]:
-            index, _, key = path.removeprefix(f"{name}/").partition("/")
-            value = left.pop(path)
-            if not index.isdecimal() or int(index) >= len(parameters) or not key.isidentifier():
-                raise WrongTensorsError(f"optimizer.safetensors: {path[:100]!r} belongs to no parameter of {name}.")
-            shape = parameters[int(index)].shape
-            if value.shape not in (th.Size(), shape) or not value.is_floating_point():
-                raise WrongTensorsError(
-                    f"optimizer.safetensors: {path[:100]!r} must be floats of shape () or {tuple(shape)}, got {value.dtype} "
-                    f"{tuple(value.shape)}."
-                )
-            state.setdefault(int(index), {})[key] = value
-        groups = numbers.get(name)
-        if not isinstance(groups, list) or len(groups) != len(data["param_groups"]):
-            raise WrongTensorsError(f"training.json must hold {len(data['param_groups'])} parameter group(s) of {name}.")
-        for group, saved in zip(data["param_groups"], groups, strict=True):
-            expected = _numbers(group)
-            if not isinstance(saved, dict) or set(saved) != set(expected):
-                raise WrongTensorsError(f"training.json: a parameter group of {name} must have the keys {sorted(expected)}.")
-            for key, value in saved.items():
-                values = value if isinstance(expected[key], list) and isinstance(value, list) else [value]
-                if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in values):
-                    raise WrongTensorsError(
-                        f"training.json: {key} of {name} must be like {expected[key]}, got {str(value)[:50]}."
-                    )
-                group[key] = tuple(values) if isinstance(group[key], tuple) else value
+        _restore_groups(name, data["param_groups"], numbers.get(name))
+        optimizer.load_state_dict(data)
+        state = _checked_optimizer_state(name, optimizer, own)
+        if not state and model._n_updates > 0:
+            raise WrongTensorsError(f"optimizer.safetensors holds no state of {name}, which has made updates.")
         optimizer.load_state_dict({**data, "state": state})
-    if left:
-        raise WrongTensorsError(f"optimizer.safetensors holds tensors of no optimizer: {sorted(left)[:3]}.")
+
+
+def _restore_groups(name: str, groups: list[State], saved_groups: Any) -> None:
+    if not isinstance(saved_groups, list) or len(saved_groups) != len(groups):
+        raise WrongTensorsError(f"training.json must hold {len(groups)} parameter group(s) of {name}.")
+    for group, saved in zip(groups, saved_groups, strict=True):
+        expected = _numbers(group)
+        if not isinstance(saved, dict) or set(saved) != set(expected):
+            raise WrongTensorsError(f"training.json: a parameter group of {name} must have the keys {sorted(expected)}.")
+        for key, value in saved.items():
+            like = expected[key] if isinstance(expected[key], list) else [expected[key]]
+            values = value if isinstance(expected[key], list) and isinstance(value, list) else [value]
+            if len(values) != len(like) or not all(map(_is_number, values)):
+                raise WrongTensorsError(f"training.json: {key} of {name} must be like {expected[key]}, got {str(value)[:50]}.")
+            group[key] = tuple(values) if isinstance(group[key], tuple) else value
+
+
+def _checked_optimizer_state(
+    name: str, optimizer: th.optim.Optimizer, tensors: Mapping[str, th.Tensor]
+) -> dict[int, dict[str, th.Tensor]]:
+    """
+    :param name: Of the optimizer
+    :param optimizer: The optimizer, with its settings
+    :param tensors: Its tensors by ``parameter/name``
+    :return: Its state by parameter
+    :raises WrongTensorsError: if it is not what such an optimizer keeps of these parameters
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shared = _shapes_of_state(optimizer)
+    state: dict[int, dict[str, th.Tensor]] = {}
+    for path, tensor in tensors.items():
+        index, _, key = path.partition("/")
+        if not index.isdecimal() or int(index) >= len(parameters) or key not in shared:
+            raise WrongTensorsError(f"optimizer.safetensors: {name}/{path[:100]} belongs to no parameter of {name}.")
+        parameter = parameters[int(index)]
+        shape, dtype = (th.Size(), th.float32) if shared[key] else (parameter.shape, parameter.dtype)
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.isfinite().all() or (shared[key] and tensor < 0):
+            raise WrongTensorsError(
+                f"optimizer.safetensors: {name}/{path[:100]} must be finite {dtype} of shape {tuple(shape)}, got "
+                f"{tensor.dtype} {tuple(tensor.shape)}."
+            )
+        state.setdefault(int(index), {})[key] = tensor
+    for index_, entries in state.items():
+        if set(entries) != set(shared):
+            raise WrongTensorsError(
+                f"optimizer.safetensors: parameter {index_} of {name} must have {sorted(shared)}, got {sorted(entries)}."
+            )
+    return state
+
+
+def _shapes_of_state(optimizer: th.optim.Optimizer) -> dict[str, bool]:
+    """:return: What the optimizer keeps of a parameter by name, and whether that is one number, such as the steps."""
+    probe = th.nn.Parameter(th.zeros(2))
+    probe.grad = th.zeros(2)
+    probing = type(optimizer)([probe])  # type: ignore[call-arg]
+    probing.param_groups[0].update({key: value for key, value in optimizer.param_groups[0].items() if key != "params"})
+    probing.step()
+    return {key: value.dim() == 0 for key, value in probing.state[probe].items() if value is not None}

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer
-from sb3_trmrl.common.on_policy_algorithm import MemoryPPO, refuse_non_finite_gradients
+from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.trmrl_ppo.policies import TrMRLPolicy
 from sb3_trmrl.trmrl_ppo.two_phase_update import TwoPhaseUpdate, train_in_two_phases
@@ -151,8 +151,6 @@ class TrMRLPPO(MemoryPPO):
             self.value_optimizer = self.policy.make_optimizer(
                 self.policy.critic_parameters(), self.two_phase_update.value_learning_rate
             )
-            self.value_optimizer.register_step_pre_hook(refuse_non_finite_gradients)
-            self.policy.optimizer.register_step_pre_hook(refuse_non_finite_gradients)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "value_optimizer"]

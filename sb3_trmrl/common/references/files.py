@@ -41,6 +41,7 @@ def file_name(env_id: str, env_kwargs: dict[str, Any] | None = None) -> str:
     """
     env_id = env_id.rpartition(":")[2]  # without the module to import
     kwargs = relevant_kwargs(env_id, env_kwargs)
+    env_id = env_id.replace("/", "-").replace("\\", "-")  # a namespace, not a folder
     digest = hashlib.sha256(json.dumps(kwargs, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{env_id}-{digest}.json" if kwargs else f"{env_id}.json"
 
@@ -268,10 +269,10 @@ def load_references(result: AdaptationResult) -> References | None:
         episodes after the last known one are like it); None if there are none for this family, its keywords and split.
     :raises ValueError: If a file is broken.
     """
-    env_id, split = result.settings.get("env_id"), result.settings.get("split")
-    if env_id is None or split is None:
+    env_id, split, env_kwargs = (result.settings.get(name) for name in ("env_id", "split", "env_kwargs"))
+    if not isinstance(env_id, str) or not isinstance(split, str) or not isinstance(env_kwargs, (dict, type(None))):
         return None
-    name = file_name(env_id, result.settings.get("env_kwargs"))
+    name = file_name(env_id, env_kwargs)
     returns: dict[str, np.ndarray] = {}
     how: dict[str, str] = {}
     paired: dict[str, bool] = {}

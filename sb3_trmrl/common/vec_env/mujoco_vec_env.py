@@ -501,6 +501,9 @@ class MujocoVecEnv(VecEnv):
         if self._closed:
             raise ValueError("this MujocoVecEnv is closed; make a new one")
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(f"MujocoVecEnv can't be copied or pickled, its physics runs in native arrays and threads; {REMEDY}")
+
     # ---- the rest of SB3's interface -----------------------------------------------------------------------------------
 
     def close(self) -> None:

@@ -98,8 +98,6 @@ class MujocoMetaEnv(MetaEnv):
         """Seconds per environment step."""
         self.metadata["render_fps"] = round(1 / self.dt)
         self.initial_qpos = self.model.qpos0.copy()
-        # Views of the simulation's memory with the leading axis: (nq,) -> (1, nq)
-        self._state = PhysicsState(self.data.qpos[None], self.data.qvel[None], self.data.sensordata[None])
         self._task_arrays: dict[str, np.ndarray] = {}
         self._renderer: Renderer | None = None
         self._warned_unstable = False
@@ -146,6 +144,12 @@ class MujocoMetaEnv(MetaEnv):
         """:return: Initial ``qpos (nq,)`` and ``qvel (nv,)`` of an episode, drawn with ``self.np_random``."""
 
     # ---- one simulation ------------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> PhysicsState:
+        # Views of the simulation's memory with the leading axis, (nq,) -> (1, nq). Made anew each time: a copy of the
+        # environment has a simulation of its own
+        return PhysicsState(self.data.qpos[None], self.data.qvel[None], self.data.sensordata[None])
 
     def _model_spec(self) -> mujoco.MjSpec:
         """:return: The model before compilation; a family may add to it."""
