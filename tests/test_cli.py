@@ -148,6 +148,12 @@ def test_pretrained_folders(capsys, tmp_path):
     np.testing.assert_allclose(json.loads(capsys.readouterr().out)["test"]["returns"], expected.returns, atol=1e-5)
 
 
+def test_a_folder_that_a_kill_left_under_another_name(capsys, tmp_path):
+    make_model().save_pretrained(tmp_path / "agent")
+    (tmp_path / "agent").rename(tmp_path / ".agent.new")
+    assert run("evaluate", tmp_path / "agent", "--env", ENV, *FEW, "--json") == 0
+
+
 def test_environment_of_a_folder_that_names_a_module_is_not_imported(tmp_path, monkeypatch):
     model = make_model()
     model.save_pretrained(tmp_path / "model")

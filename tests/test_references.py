@@ -1,5 +1,6 @@
 """References: exact ones against closed forms, trained ones by what they can and can't see, their files."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -282,6 +283,15 @@ def test_results_of_nobody_knows_what_have_no_references():
     tasks = [{"probabilities": [0.5] * 5}]
     result = evaluate_adaptation(lambda tokens: np.zeros(len(tokens), np.int64), "MetaBandit-v0", n_episodes=1, tasks=tasks)
     assert load_references(result) is None
+
+
+@pytest.mark.parametrize("env_id", ["/tmp/evil", "../../evil", "..\\evil", 7, ["x"]])
+def test_settings_of_a_result_lead_to_no_other_file(cache, env_id):
+    cache.mkdir(parents=True)
+    (cache.parent.parent / "evil.json").write_text("{}")
+    result = result_for("PointRobot-v0")
+    for settings in (dict(env_id=env_id), dict(env_kwargs=[1]), dict(split=["x"])):
+        assert load_references(dataclasses.replace(result, settings={**result.settings, **settings})) is None
 
 
 def test_broken_file_is_told(cache):

@@ -469,12 +469,38 @@ def test_checkpoints_within_an_event_would_never_come(tmp_path: Path) -> None:
 
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint_20_steps").touch()
+    (tmp_path / "checkpoint_30_steps").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_files_of_others_among_the_checkpoints_stay(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_5_steps").write_text("mine")
+    small(make_meta_vec_env("PointRobot-v0", 2)).learn(60, callback=PretrainedCheckpointCallback(20, tmp_path, keep_last=1))
+    assert (tmp_path / "checkpoint_5_steps").read_text() == "mine"
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint_60_steps"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"score": "x", "num_timesteps": 1}'])
+def test_a_broken_record_of_the_best_is_told(text: str, tmp_path: Path) -> None:
+    model = small(make_meta_vec_env("PointRobot-v0", 2)).learn(20)
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(ValueError, match=r"best\.json is no record of a best score, or it is broken"):
+        model.learn(20, callback=PretrainedCheckpointCallback(20, tmp_path), reset_num_timesteps=False)
 
 
 @pytest.mark.parametrize("arguments", [dict(save_freq=0), dict(save_freq=True), dict(save_freq=10, keep_last=0)])
 def test_bad_numbers_of_checkpoints_are_refused(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be an integer of at least 1"):
         PretrainedCheckpointCallback(save_path=tmp_path, **arguments)
+
+
+def moved(state: np.ndarray, left: int, position: int) -> np.ndarray:
+    """:return: The state of torch's generator, its position in the buffer moved."""
+    state = state.copy()
+    state[8:12] = np.frombuffer(np.int32(left).tobytes(), np.uint8)
+    state[16:24] = np.frombuffer(np.int64(position).tobytes(), np.uint8)
+    return state
 
 
 def test_states_that_do_not_fit_are_malformed_files(tmp_path: Path) -> None:
@@ -488,7 +514,17 @@ def test_states_that_do_not_fit_are_malformed_files(tmp_path: Path) -> None:
         lambda state: state["rollout"]["context"].update(lengths=np.array([10**6, 3])),
         lambda state: state["rng"]["python"].update(internal=[1, 2]),
         lambda state: state["rng"].update(torch=np.zeros(3, np.uint8)),
-        # numpy would read there, far outside of the generator's buffer
+        # torch and numpy would read there, outside of the generator's buffer
+        lambda state: state["rng"].update(torch=moved(state["rng"]["torch"], left=624, position=624)),
+        lambda state: state["rng"].update(torch=moved(state["rng"]["torch"], left=0, position=625)),
+        lambda state: state["rng"]["python"].update(gauss="x"),
+        lambda state: state.pop("rng"),
+        lambda state: state["rollout"].update(last_original_obs="x"),
+        # An episode without end, and a log of rewards as large as memory
+        lambda state: state["rollout"]["slots"][0]["trial"]["meta_env"].update(elapsed_steps=-(10**9)),
+        lambda state: state["rollout"]["slots"][0]["trial"].update(episode_length=3 * 10**8),
+        lambda state: state["rollout"]["slots"][0]["trial"].update(lengths=[3 * 10**8], returns=[0.0], successes=[False]),
+        lambda state: state["rollout"]["slots"][0]["trial"].update(lengths=[7] * 9, returns=[0.0] * 9, successes=[False] * 9),
         lambda state: state["rng"]["numpy"]["state"].update(pos=10**8),
         lambda state: state["rollout"]["slots"][1]["trial"].update(
             np_random={**np.random.Philox(0).state, "buffer_pos": -(10**9)}

@@ -385,6 +385,38 @@ def test_other_files_in_the_folder_are_never_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("hidden", [".model.old", ".model.new", ".model.partial"])
+def test_hidden_folders_of_others_are_never_removed(hidden: str, tmp_path: Path) -> None:
+    (tmp_path / hidden).mkdir()
+    (tmp_path / hidden / "thesis.tex").write_text("years of work")
+    with pytest.raises(PretrainedError, match=rf"{hidden} holds files that are not of a saved model, \['thesis.tex'\]"):
+        small().save_pretrained(tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / hidden).write_text("years of work")
+    with pytest.raises(PretrainedError, match=f"{hidden} is a file"):
+        small().save_pretrained(tmp_path / "other" / "model")
+    assert (tmp_path / hidden / "thesis.tex").read_text() == (tmp_path / "other" / hidden).read_text() == "years of work"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_two_processes_save_to_one_folder_one_after_the_other(tmp_path: Path) -> None:
+    program = "import sys, pathlib, tests.test_save_pretrained as t; t.save_often(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "best"), str(number)], cwd=Path(__file__).parents[1])
+        for number in (1, 2)
+    ]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    assert sb3_trmrl.load(tmp_path / "best", device="cpu").num_timesteps in (1, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def save_often(folder: Path, number: int) -> None:
+    model = small()
+    model.num_timesteps = number
+    for _ in range(40):
+        model.save_pretrained(folder)
+
+
 # -- A kill never leaves a folder that loads wrong -----------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ except ImportError:  # Windows
 
 MAX_CONFIG_BYTES = 1 << 24
 """Size of ``config.json``; real ones have a few kB, with hundreds of tasks as a keyword of the environment a megabyte."""
-MAX_STATE_BYTES = 1 << 26
+MAX_STATE_BYTES = 1 << 25
 """Size of ``training.json``; the arrays are in ``training.safetensors``."""
 MAX_HEADER_BYTES = 1 << 22
 """Size of the header of a safetensors file, about 100 bytes for each tensor."""
