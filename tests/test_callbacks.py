@@ -10,7 +10,8 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_trmrl import RL2PPO, evaluate_adaptation
+from sb3_trmrl import RL2PPO, AdaptationResult, evaluate_adaptation
+from sb3_trmrl.common import callbacks
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.envs.trial import TrialWrapper
@@ -124,6 +125,23 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     (tmp_path / "meta_evaluations.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match="is no file of a MetaEvalCallback, or it is broken"):
         other.learn(40, callback=evaluating(eval_freq=10**6), reset_num_timesteps=False)
+
+
+def test_success_that_some_evaluations_do_not_tell(tmp_path, monkeypatch):
+    told = iter([None, np.array([[True, False]]), None, np.array([[True, True]])])
+
+    def evaluate(*args: Any, **kwargs: Any) -> AdaptationResult:
+        return AdaptationResult([{}], np.zeros((1, 2)), np.ones((1, 2), dtype=np.int64), next(told))
+
+    monkeypatch.setattr(callbacks, "evaluate_adaptation", evaluate)
+    model = make_model(make_meta_vec_env(ENV_ID, 2))
+    for reset in (True, False):  # the second training goes on with the file
+        callback = Recorder(40, n_tasks=1, n_episodes=2, env_id=ENV_ID, save_path=tmp_path)
+        model.learn(80, callback=callback, reset_num_timesteps=reset)
+    saved = np.load(tmp_path / "meta_evaluations.npz")
+    assert saved["timesteps"].tolist() == [40, 80, 120, 160]
+    assert saved["success"].tolist() == [[[False, False]], [[True, False]], [[False, False]], [[True, True]]]
+    assert [row["meta_eval/success_episode_1"] for row in callback.logged] == [0.0, 1.0]
 
 
 def test_evaluating_leaves_training_alone():

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,11 @@ class MetaEvalCallback(BaseCallback):
         )
         self.timesteps.append(self.num_timesteps)
         self.results.append(result)
+        if any(one.success is not None for one in self.results):
+            # A family may tell success only where there is some
+            none = np.zeros(result.returns.shape, dtype=bool)
+            self.results = [one if one.success is not None else replace(one, success=none) for one in self.results]
+            result = self.results[-1]
         for index, mean_return in enumerate(result.curve, start=1):
             self.logger.record(f"{self.name}/return_episode_{index}", float(mean_return))
         self.logger.record(f"{self.name}/adaptation_gain", float(result.curve[-1] - result.curve[0]))
@@ -206,7 +212,7 @@ class MetaEvalCallback(BaseCallback):
             "settings": np.array(self._settings()),
         }
         if self.results[0].success is not None:
-            arrays["success"] = np.stack([result.success for result in self.results if result.success is not None])
+            arrays["success"] = np.stack([result.success for result in self.results])  # type: ignore[misc]
         partial = self.save_path / f".{FILE}"
         np.savez(partial, **arrays)  # type: ignore[arg-type]
         os.replace(partial, self.save_path / FILE)

@@ -218,7 +218,8 @@ def evaluate_adaptation(
         last (:class:`~sb3_trmrl.common.meta_learning_agent.AdaptingAgent` chooses other numbers)
     :param env_id: Registered id of a trial environment; a callable that makes its trial environment and takes the keyword
         arguments ``episodes_per_trial`` and ``split``; or an environment or ``VecEnv`` of trials of ``n_episodes`` episodes,
-        whose running trials are broken off
+        whose running trials are broken off. (Of a model that trains in it pass the model itself, not its policy or a function:
+        it has to begin new trials.)
     :param n_tasks: Number of tasks
     :param n_episodes: Episodes per trial
     :param split: Where tasks are drawn from: ``"train"``, ``"test"`` or ``"ood"``
