@@ -117,6 +117,8 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     assert saved()[0] == [160]
     model.learn(40, callback=evaluating(seed=1, env_kwargs=dict(horizon=6)), reset_num_timesteps=False)
     assert saved()[0] == [200]
+    model.learn(40, callback=evaluating(seed=1, env_kwargs=dict(horizon=6), n_tasks=3), reset_num_timesteps=False)
+    assert saved()[0] == [240]
     # Another training with the same callback is evaluated as it was trained
     other = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=9)))
     other.learn(40, callback=callback)
@@ -142,6 +144,26 @@ def test_success_that_some_evaluations_do_not_tell(tmp_path, monkeypatch):
     assert saved["timesteps"].tolist() == [40, 80, 120, 160]
     assert saved["success"].tolist() == [[[False, False]], [[True, False]], [[False, False]], [[True, True]]]
     assert [row["meta_eval/success_episode_1"] for row in callback.logged] == [0.0, 1.0]
+
+
+def test_a_continued_training_keeps_the_best_model_so_far(tmp_path):
+    model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5)))
+    settings: dict[str, Any] = dict(eval_freq=40, n_tasks=2, n_episodes=1, save_path=tmp_path)
+    model.learn(40, callback=MetaEvalCallback(**settings))
+    path, best = tmp_path / "meta_evaluations.npz", tmp_path / "best_meta_model.zip"
+    with np.load(path) as arrays:
+        best_possible = {**arrays, "returns": np.zeros_like(arrays["returns"])}
+    np.savez(path, **best_possible)
+    best.unlink()
+    callback = MetaEvalCallback(**settings)
+    model.learn(40, callback=callback, reset_num_timesteps=False)
+    assert callback.timesteps == [40, 80] and not best.exists()
+
+
+def test_actions_are_drawn_where_that_is_wanted():
+    callback = MetaEvalCallback(eval_freq=40, n_tasks=1, n_episodes=1, deterministic=False)
+    make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5))).learn(40, callback=callback)
+    assert callback.results[0].settings["deterministic"] is False
 
 
 def test_evaluating_leaves_training_alone():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -14,11 +15,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from tqdm import tqdm
 
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
-from sb3_trmrl.common.evaluation import adaptation_table, stack_runs
+from sb3_trmrl.common.evaluation import adaptation_table, check_spaces, stack_runs
 from sb3_trmrl.common.meta_learning_agent import PROTOCOL, AdaptingAgent, Timestep
 from sb3_trmrl.common.references import RandomAgent
 from sb3_trmrl.envs.meta_env import MetaEnv, Task
@@ -61,6 +63,25 @@ def test_early_ends_and_unequal_lengths():
     result = evaluate_adaptation(DoNothing(), counter_trials, n_episodes=3, tasks=tasks)
     np.testing.assert_array_equal(result.returns, [[2] * 3, [8] * 3, [-4] * 3])
     np.testing.assert_array_equal(result.lengths, [[2] * 3, [4] * 3, [4] * 3])
+
+
+def test_progress_bar_counts_every_episode_once(monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **kwargs: Any):
+            super().__init__(**{**kwargs, "disable": False})
+            bars.append(self)
+
+    monkeypatch.setattr("sb3_trmrl.common.evaluation.tqdm", Bar)
+    # The first slot ends its trial after 6 of 12 steps and plays on, a whole further trial
+    tasks = [{"reward": 1.0, "length": 2.0}, {"reward": 1.0, "length": 4.0}]
+
+    def make(**trial_kwargs: Any) -> TrialWrapper:
+        return counter_trials(tasks=[tasks[0]], **trial_kwargs)
+
+    evaluate_adaptation(DoNothing(), make, n_episodes=3, tasks=tasks, progress_bar=True)
+    assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
 
 
 def test_one_task_one_episode_and_success():
@@ -250,6 +271,7 @@ def test_normalised_environment_is_what_the_agent_sees():
     result = evaluate_adaptation(DoNothing(), vec_env, n_tasks=2, n_episodes=1)
     expected = evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=2, n_episodes=1)
     np.testing.assert_array_equal(result.returns, expected.returns)  # rewards as they are
+    assert not vec_env.training, "frozen it stays"
 
 
 def test_a_function_is_an_agent():
@@ -297,10 +319,11 @@ class BestArm:
         self.masks.append(env_mask)
 
 
-def test_meta_learning_agent_explores_adapts_and_is_evaluated():
+@pytest.mark.parametrize("n_envs", [None, 1])
+def test_meta_learning_agent_explores_adapts_and_is_evaluated(n_envs):
     tasks = [{"probabilities": np.eye(5)[arm].tolist()} for arm in (0, 2)]
     agent = BestArm()
-    result = evaluate_adaptation(agent, "MetaBandit-v0", n_episodes=4, tasks=tasks)
+    result = evaluate_adaptation(agent, "MetaBandit-v0", n_episodes=4, tasks=tasks, n_envs=n_envs)
     np.testing.assert_array_equal(result.returns, [[10, 0, 0, 10], [0, 0, 10, 10]])
     np.testing.assert_array_equal(result.lengths, np.full((2, 4), 10))
     assert agent.calls == ["init", "adapt"]
@@ -485,6 +508,15 @@ def test_model_of_other_spaces():
     evaluate_adaptation(model, "SparsePointRobot-v0", n_tasks=1, n_episodes=1)
 
 
+def test_dicts_with_the_same_keys_and_other_shapes():
+    def seeing(size: int) -> Any:
+        return SimpleNamespace(observation_space=spaces.Dict(a=spaces.Box(-1, 1, (size,))), action_space=spaces.Discrete(2))
+
+    check_spaces(seeing(2), seeing(2))
+    with pytest.raises(ValueError, match=r"do not fit.*Box\(2,\).*Box\(3,\)"):
+        check_spaces(seeing(2), seeing(3))
+
+
 def test_more_mistakes():
     with pytest.raises(ValueError, match="model must have SB3's predict"):
         evaluate_adaptation(object(), "PointRobot-v0")  # type: ignore[arg-type]
@@ -628,18 +660,18 @@ def test_evaluating_in_the_training_environment_breaks_its_trials_off(make):
 def test_after_evaluations_in_it_the_training_environment_goes_on_with_new_tasks(counts_anew, make):
     env = make(episodes_per_trial=2, horizon=5)
 
-    def train() -> tuple[list[float], ...]:
-        model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=0, device="cpu")
+    def train(seed: int) -> set[tuple[float, ...]]:
+        model = TrMRLPPO("TrMRLPolicy", env, n_steps=30, batch_size=30, n_epochs=1, seed=seed, device="cpu")
         met = []
         for _ in range(3):
             evaluate_adaptation(model, env, n_tasks=1, n_episodes=2, split="train")
             model.learn(30, reset_num_timesteps=counts_anew)
-            met.append(list(model.get_env().env_method("get_task")[0]["goal"]))  # type: ignore[union-attr]
-        return tuple(met)
+            met.append(tuple(model.get_env().env_method("get_task")[0]["goal"]))  # type: ignore[union-attr]
+        return set(met)
 
-    tasks = train()
-    assert len({tuple(task) for task in tasks}) == 3
-    assert train() == tasks, "the seed decides"
+    tasks = train(seed=0)
+    assert len(tasks) == 3
+    assert train(seed=0) == tasks and not train(seed=1) & tasks, "the seed decides"
 
 
 def test_an_evaluation_that_breaks_off_leaves_no_memory_either(monkeypatch):

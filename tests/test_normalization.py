@@ -21,6 +21,14 @@ def test_moments_of_unequal_batches_are_those_of_all_samples():
     assert int(moments.count) == 122
 
 
+def test_moments_of_many_samples_far_from_zero():
+    samples = np.random.default_rng(0).normal(1e4, 0.1, size=(100_000, 2)).astype(np.float32)
+    moments = RunningMoments(2)
+    moments.update(samples)
+    np.testing.assert_allclose(moments.variance, 0.01, rtol=0.02)
+    np.testing.assert_allclose(moments.mean, 1e4, rtol=1e-7)
+
+
 def test_each_part_of_a_token_gets_its_own_treatment():
     space = TokenSpace(spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, 1, (1,)))
     normalizer = ObservationNormalizer(space)
@@ -71,6 +79,13 @@ def test_dict_tokens_by_key():
     assert th.equal(after["prev_action"], tensors["prev_action"])
 
 
+def test_what_hardly_differs_stays_small():
+    normalizer = ObservationNormalizer(spaces.Box(-1, 1, (1,)))
+    almost_zero = np.array([[-1e-6], [1e-6]], np.float32)
+    normalizer.update({"token": almost_zero})
+    np.testing.assert_allclose(normalizer(th.as_tensor(almost_zero)), [[-0.01], [0.01]], rtol=1e-3)
+
+
 def test_integers_are_normalised_too():
     normalizer = ObservationNormalizer(spaces.Box(0, 10, (1,), np.int64))
     normalizer.update({"token": np.array([[0], [10]])})
@@ -82,6 +97,8 @@ def test_value_scale_is_the_root_mean_square_of_all_targets():
     assert value_scale.scale == 1.0
     value_scale.update(np.zeros((3, 2)))
     assert value_scale.scale == 1.0, "nothing to measure with yet"
+    value_scale.update(np.full(3, 1e-6))
+    assert value_scale.scale == 1.0, "all but zero"
     value_scale = ValueScale()
     value_scale.update(np.array([[3.0, -3.0]]))
     value_scale.update(np.array([[1.0, 1.0], [5.0, -1.0]]))

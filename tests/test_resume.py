@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import warnings
@@ -21,11 +22,11 @@ from sb3_trmrl import TrMRLPPO
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.envs import META_ENVS, PointRobot, make_trial_env
+from sb3_trmrl.envs import META_ENVS, PointRobot, SparsePointRobot, make_trial_env
 from sb3_trmrl.envs.meta_env import MetaEnv
 from sb3_trmrl.envs.trial import TrialWrapper
 from sb3_trmrl.hub import MalformedFileError, PretrainedCheckpointCallback, latest_checkpoint
-from sb3_trmrl.hub.training_state import join_arrays, split_arrays
+from sb3_trmrl.hub.training_state import INFO_BUFFERS, join_arrays, split_arrays
 from tests.families import Counter, cue_trials
 from tests.resume_cases import CASES
 
@@ -136,6 +137,29 @@ def test_a_list_of_tasks_goes_on_where_it_was() -> None:
     assert other.get_task() == tasks[1]
     other.reset()
     assert other.get_task() == tasks[2]
+    # and where there was none, that of the environment is not played
+    listless = make_trial_env("PointRobot-v0")
+    listless.reset(seed=0)
+    other.set_trial_state(through_files(listless.get_trial_state()))
+    for env in (listless, other):
+        env.reset()
+    assert other.get_task() == listless.get_task()
+
+
+class TellsOnlySuccess(SparsePointRobot):
+    def _step(self, action: Any) -> Any:
+        *step, info = super()._step(action)
+        return (*step, {"success": True} if info["success"] else {})
+
+
+def test_a_success_before_the_state_counts() -> None:
+    env, other = (TrialWrapper(TellsOnlySuccess(horizon=3)) for _ in range(2))
+    env.reset(seed=0, options={"task": {"goal": [0.25, 0.0]}})  # of radius 0.2, 0.25 from the start
+    assert env.step(np.array([1.0, 0.0]))[-1] == {"success": True}
+    other.reset(seed=0)
+    other.set_trial_state(through_files(env.get_trial_state()))
+    infos = [other.step(np.array([-1.0, 0.0]))[-1] for _ in range(2)]
+    assert infos[0] == {} and infos[1]["inner_episode"]["success"] is True
 
 
 class Scaled(PointRobot):
@@ -210,6 +234,7 @@ def test_a_new_training_from_loaded_weights_starts_afresh(tmp_path: Path) -> Non
     small(env).learn(40).save_pretrained(tmp_path / "model")
     model = sb3_trmrl.load(tmp_path / "model", device="cpu")
     assert model.num_timesteps == 40
+    assert {getattr(model, name).maxlen for name in INFO_BUFFERS} == {100}
     model.learn(20)
     assert model.num_timesteps == 20
     # and once begun, nothing waits to be resumed
@@ -240,16 +265,16 @@ def test_foreign_environments_start_fresh_trials_and_say_so(make: Any, tmp_path:
     assert loaded._n_updates == 2
 
 
-def test_fresh_trials_are_not_those_of_the_start(tmp_path: Path) -> None:
-    model = small(foreign())
-    model.learn(20)
-    model.save_pretrained(tmp_path / "model")
-    loaded = sb3_trmrl.load(tmp_path / "model", env=foreign(), device="cpu")
-    with pytest.warns(UserWarning, match="fresh trials"):
-        loaded.learn(20, reset_num_timesteps=False)
-    assert loaded.trial_info_buffer is not None and model.trial_info_buffer is not None
-    seen = [json.dumps(trial["task"]) for trial in model.trial_info_buffer]
-    assert not set(seen) & {json.dumps(trial["task"]) for trial in list(loaded.trial_info_buffer)[len(seen) :]}
+def test_fresh_trials_are_neither_those_of_the_start_nor_of_another_resumption(tmp_path: Path) -> None:
+    model: MemoryPPO = small(foreign()).learn(20)
+    for name in ("first", "second"):
+        model.save_pretrained(tmp_path / name)
+        model = sb3_trmrl.load(tmp_path / name, env=foreign(), device="cpu")
+        with pytest.warns(UserWarning, match="fresh trials"):
+            model.learn(20, reset_num_timesteps=False)
+    assert model.trial_info_buffer is not None
+    met = [json.dumps(trial["task"]) for trial in model.trial_info_buffer]
+    assert len(set(met)) == len(met) >= 3 * 2
 
 
 def test_without_an_environment_that_can_be_made_learn_says_what_to_do(tmp_path: Path) -> None:
@@ -281,6 +306,14 @@ def test_an_environment_that_lost_its_statistics_starts_fresh_trials(tmp_path: P
     small(VecNormalize(env, norm_obs=False)).learn(20).save_pretrained(tmp_path / "model")
     model = sb3_trmrl.load(tmp_path / "model", env=make_meta_vec_env("PointRobot-v0", 2, seed=0), device="cpu")
     with pytest.warns(UserWarning, match="fresh trials.*only one of the two environments is behind VecNormalize"):
+        model.learn(20, reset_num_timesteps=False)
+
+
+def test_an_environment_that_lost_its_monitor_starts_fresh_trials(tmp_path: Path) -> None:
+    small(make_meta_vec_env("PointRobot-v0", 2, seed=0)).learn(20).save_pretrained(tmp_path / "model")
+    bare = DummyVecEnv([lambda: make_trial_env("PointRobot-v0")] * 2)
+    model = sb3_trmrl.load(tmp_path / "model", env=bare, device="cpu")
+    with pytest.warns(UserWarning, match="fresh trials.*only one of the two environments is wrapped in Monitor"):
         model.learn(20, reset_num_timesteps=False)
 
 
@@ -327,6 +360,34 @@ def test_a_family_whose_state_a_reset_makes_goes_on_bit_for_bit(tmp_path: Path) 
         loaded.learn(20, reset_num_timesteps=False)
     for ours, theirs in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
         assert th.equal(ours, theirs)
+
+
+class Counting(Warming):
+    """Remembers its draws."""
+
+    def _sample_task(self, split: str) -> Any:
+        self.draws.setdefault("splits", []).append(split)
+        return super()._sample_task(split)
+
+
+def test_draws_after_a_state_was_taken_leave_it() -> None:
+    family, other = Counting(), Counting()
+    family.set_task(family.sample_tasks(1)[0])
+    family.reset()
+    state = family.get_state()
+    assert state is not None
+    other.set_state(state)
+    for drawing in (family, other):
+        drawing.sample_tasks(1)
+    assert state["draws"] == {"splits": ["train"]}
+    env, another = TrialWrapper(family), TrialWrapper(other)
+    env.reset(seed=0)
+    state = env.get_trial_state()
+    assert state is not None
+    another.set_trial_state(state)
+    for trials in (env, another):
+        trials.sample_tasks(1)
+    assert state["task_draws"] == {"train": {"splits": ["train"]}}
 
 
 @pytest.mark.parametrize(
@@ -392,6 +453,15 @@ def test_a_learn_that_failed_before_training_is_repeated_bit_for_bit(tmp_path: P
         loaded.learn(40, reset_num_timesteps=False, callback=MetaEvalCallback(40, split="tset"))
     loaded.learn(40, reset_num_timesteps=False)
     assert all(th.equal(one, two) for one, two in zip(weights(model), weights(loaded), strict=True))
+
+
+def test_the_second_of_a_pair_of_gaussian_numbers_is_kept(tmp_path: Path) -> None:
+    model = small(make_meta_vec_env("PointRobot-v0", 2, seed=0)).learn(20)
+    random.gauss(0.0, 1.0)
+    model.save_pretrained(tmp_path / "model")
+    second = random.gauss(0.0, 1.0)
+    sb3_trmrl.load(tmp_path / "model", device="cpu").learn(20, reset_num_timesteps=False)
+    assert random.gauss(0.0, 1.0) == second
 
 
 def test_training_stopped_by_a_callback_goes_on_bit_for_bit(tmp_path: Path) -> None:

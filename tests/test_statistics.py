@@ -91,6 +91,21 @@ def test_constants_have_no_width_and_one_seed_gives_the_same_twice():
     assert bootstrap_interval(scores, seed=3) == bootstrap_interval(scores, seed=3) != bootstrap_interval(scores, seed=4)
 
 
+def test_as_many_resamples_are_drawn_as_were_asked_for():
+    sizes = []
+
+    def count(samples: np.ndarray) -> np.ndarray:
+        sizes.append(len(samples))
+        return mean_of_all(samples)
+
+    scores = np.arange(6.0).reshape(3, 2)
+    bootstrap_interval(scores, count, n_resamples=7)
+    assert sum(sizes) == 7
+    # A single one has no width
+    lower, upper = curve_interval(scores[:, :, None], n_resamples=1)
+    assert lower == upper
+
+
 def test_interval_of_a_curve_draws_trials_whole():
     # Both tasks gain exactly 3 from episode 1 to 2, which drawing trials whole keeps and drawing episodes would not
     returns = np.array([[[0.0, 3.0], [10.0, 13.0]]])
@@ -117,6 +132,12 @@ def test_probability_of_improvement_by_hand():
     assert probability_of_improvement_interval(x + 10, y) == (1.0, 1.0)
     with pytest.raises(ValueError, match="same tasks, got 2 and 1"):
         probability_of_improvement(x, y[:, :1])
+
+
+def test_interval_of_the_probability_of_improvement_draws_tasks():
+    # Of ten tasks, each won with probability 1/2, fewer than 2 or more than 8 are won in 1 % of the cases each, 2 or 8 in 4 %
+    wins = np.repeat([[0.0, 1.0]], 5, axis=1)
+    np.testing.assert_allclose(probability_of_improvement_interval(wins, np.full((1, 10), 0.5)), (0.2, 0.8))
 
 
 def test_probability_of_improvement_is_mann_whitneys_u():

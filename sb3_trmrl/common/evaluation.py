@@ -459,6 +459,8 @@ def _play(
     while len(trials) < len(tasks):
         actions, state = model.predict(observations, state=state, episode_start=starts, deterministic=deterministic)
         observations, _, starts, infos = vec_env.step(actions)
+        counted = [] if bar.disable else [slot for slot in range(len(tasks)) if slot not in trials]
+        bar.update(sum("inner_episode" in infos[slot] for slot in counted))
         if starts.any():
             for slot in np.flatnonzero(starts[: len(tasks)]).tolist():
                 if "trial" not in infos[slot]:
@@ -468,8 +470,6 @@ def _play(
                     )
                 # A slot whose trial ended early plays on; only its first trial counts
                 trials.setdefault(slot, infos[slot]["trial"])
-        if not bar.disable:
-            bar.update(sum("inner_episode" in infos[slot] for slot in range(len(tasks)) if slot not in trials or starts[slot]))
     return [trials[slot] for slot in range(len(tasks))]
 
 
