@@ -134,6 +134,10 @@ def test_a_built_policy_keeps_the_start_of_its_hypernetworks_and_trains_them(ort
     heads = hypernetworks(model)
     assert len(heads) == n_hypernetworks
     assert all(not head.weight.any() and head.bias.any() for head in heads)
+    for head in heads:
+        n_out, n_in = head.shapes[0]
+        singular_values = th.linalg.svdvals(head.bias[: n_out * n_in].detach().view(n_out, n_in))
+        assert th.allclose(singular_values, th.tensor(2**0.5), atol=1e-4) == ortho_init
     if critic == "memoryless":
         assert isinstance(model.policy.mlp_extractor.value_net, MlpHead)
     optimized = {id(parameter) for group in model.policy.optimizer.param_groups for parameter in group["params"]}

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_trmrl import TrMRLPPO
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.vec_env import MujocoVecEnv, mujoco_vec_env
-from sb3_trmrl.envs import META_ENVS, HalfCheetahVel, MujocoMetaEnv, PointRobot, TrialWrapper
+from sb3_trmrl.envs import META_ENVS, HalfCheetahVel, HumanoidDir, MujocoMetaEnv, PointRobot, TrialWrapper
 
 FAMILIES = [env_id for env_id, family in META_ENVS.items() if issubclass(family, MujocoMetaEnv)]
 EVENTS = {"inner_episode", "trial", "episode", "terminal_observation", "TimeLimit.truncated", "unstable", "is_success"}
@@ -297,6 +297,33 @@ def test_a_blow_up_by_its_state_leaves_the_others_alone(env_id: str, tmp_path: A
         for slot in (0, 2):
             np.testing.assert_array_equal(found[0][slot], good[0][slot])
             assert found[1][slot] == good[1][slot]
+
+
+class Feeling(HumanoidDir):
+    """Observes its sensors, too."""
+
+    def observe(self, state: Any) -> np.ndarray:
+        return np.concatenate([super().observe(state), state.sensordata], axis=-1)
+
+
+@pytest.mark.parametrize(("family", "gravity"), [(HalfCheetahVel, -1e10), (Feeling, -1e12)])
+def test_a_blow_up_in_a_middle_physics_step_and_one_with_sensors(
+    family: Any, gravity: float, tmp_path: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected, env = [cls([lambda: TrialWrapper(family(), 1)]) for cls in (DummyVecEnv, MujocoVecEnv)]
+    for vec_env in (expected, env):
+        vec_env.seed(0)
+        vec_env.reset()
+        vec_env.step(random_actions(vec_env))
+        vec_env.get_attr("meta_env")[0].model.opt.gravity[2] = gravity
+    for step in range(4):
+        actions = random_actions(env, step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = expected.step(actions)
+            assert "unstable" in wanted[3][0]
+            assert_steps_equal(wanted, env.step(actions))
 
 
 # ---- Monitor ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,23 @@ class Echo(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return np.array(action, np.float64), 0.0, False, False, {"type": str(action.dtype)}
+
+
+class Late(Echo):
+    """Observes the action of the step before, which it keeps as it got it."""
+
+    kept: Any = np.zeros(2)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, self.kept = self.kept, action
+        return super().step(observation)[0], 0.0, False, False, {}
+
+
+class Careless(Echo):
+    """Observes numbers of numpy's global generator."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return np.random.random(2), {}  # noqa: NPY002
 
 
 class SlowPointRobot(PointRobot):
@@ -208,10 +226,37 @@ def test_environments_get_actions_of_the_type_that_was_given(kind: Any) -> None:
     env.close()
 
 
+def test_an_environment_may_keep_the_action_that_it_gets() -> None:
+    env = ProcessVecEnv([Late] * 2, n_workers=1)
+    env.reset()
+    for step in range(3):
+        np.testing.assert_array_equal(env.step(np.full((2, 2), step, np.float32))[0], max(0, step - 1))
+    env.close()
+
+
+@pytest.mark.parametrize("make", [Gadget, make_slow])
+def test_results_are_not_overwritten_by_the_next_step(make: Any) -> None:
+    env = ProcessVecEnv([make] * 3, n_workers=2)
+    env.seed(0)
+    actions = np.zeros((3, *(env.action_space.shape or ())), env.action_space.dtype)
+    results: list[Any] = [env.reset()]
+    kept = deepcopy(results)
+    for _ in range(20):
+        results.append(env.step(actions))
+        kept.append(deepcopy(results[-1]))
+    assert_same(kept, results)
+    for part in (1, 2):  # rewards and dones were not always the same
+        assert len({step[part].tobytes() for step in kept[1:]}) > 1
+    env.close()
+
+
 def test_unseeded_slots_and_processes_differ() -> None:
     env = gadgets(4, 4)
     vectors = env.reset()["vector"]  # type: ignore[call-overload]
     assert len(np.unique(vectors)) == vectors.size
+    env.close()
+    env = ProcessVecEnv([Careless] * 3, n_workers=3)
+    assert len(np.unique(env.reset())) == 6  # type: ignore[arg-type]
     env.close()
 
 

@@ -134,6 +134,22 @@ def test_what_would_not_load_is_refused_while_there_is_a_model(tmp_path: Path, m
         small().save_pretrained(tmp_path / "model")
 
 
+def test_keywords_of_other_environments_are_their_business(tmp_path: Path) -> None:
+    class Fading(gym.Env[np.ndarray, np.int64]):
+        observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+
+        def __init__(self, horizon: float | None = None):
+            self.horizon = horizon
+
+        def reset(self, **kwargs: Any) -> Any:
+            return np.zeros(2, np.float32), {}
+
+    gym.register("Fading-v0", Fading)  # type: ignore[arg-type]
+    model = small(DummyVecEnv([lambda: gym.make("Fading-v0", horizon=0.5)] * 2))
+    loaded = sb3_trmrl.load(model.save_pretrained(tmp_path / "model"), device="cpu")
+    assert loaded.saved_environment is not None and loaded.saved_environment["kwargs"] == {"horizon": 0.5}
+
+
 def test_hundreds_of_tasks_are_a_keyword_like_others(tmp_path: Path) -> None:
     env_id = "Walker2DRandParams-v0"
     family = gym.make(env_id, horizon=5)

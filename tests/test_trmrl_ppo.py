@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
-from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_trmrl import TrMRLPolicy, TrMRLPPO
@@ -279,8 +279,12 @@ def test_terminal_token_that_starts_an_episode_enters_an_empty_memory():
     assert model.rollout_buffer.rewards[-1, 0] == pytest.approx(1.0 + model.gamma * value, rel=1e-5)
 
 
+def limited(n_steps: int) -> gym.Env[Any, Any]:
+    return gym.wrappers.TimeLimit(NoisyForever(), n_steps)
+
+
 def test_terminal_value_of_a_time_limit_continues_the_memory_of_its_episode():
-    env = DummyVecEnv([lambda: gym.wrappers.TimeLimit(NoisyForever(), 6) for _ in range(2)])
+    env = DummyVecEnv([partial(limited, n_steps) for n_steps in (99, 6, 6)])
     model = make_model(env, n_steps=6, batch_size=5, policy_kwargs=dict(normalize_observations=False))
     with th.no_grad():
         model.policy.value_net.weight.normal_()
@@ -298,25 +302,30 @@ def test_terminal_value_of_a_time_limit_continues_the_memory_of_its_episode():
 
     collect(model, Record())
     # The whole episode again, token by token, with the terminal token as the last one
-    state = model.policy.initial_state(2)
+    state = model.policy.initial_state(3)
     with th.no_grad():
         for t, tokens in enumerate(seen):
-            starts = th.full((2,), t == 0)
+            starts = th.full((3,), t == 0)
             values = model.policy.predict_values(th.as_tensor(tokens), state, starts)
             _, _, _, state = model.policy(th.as_tensor(tokens), state, starts)
     assert len(seen) == 7 and values.abs().min() > 1e-3
+    values[0] = 0.0  # the first slot goes on
     np.testing.assert_allclose(model.rollout_buffer.rewards[-1], 1.0 + model.gamma * values.numpy().flatten(), rtol=1e-5)
 
 
+def counter_trials(horizon: int) -> TrialWrapper:
+    return TrialWrapper(Counter(horizon, noise=1.0), 2, tasks=[{"reward": 1.0, "length": 99.0}])
+
+
 def test_the_value_goes_on_behind_a_trial_as_it_was_at_its_last_step():
-    env = counter_vec_env(2, tasks=[{"reward": 1.0, "length": 99.0}], horizon=3, noise=1.0)
+    env = DummyVecEnv([partial(counter_trials, horizon) for horizon in (9, 3, 3)])
     model = make_model(env, n_steps=6, batch_size=5, policy_kwargs=dict(normalize_observations=False))
     with th.no_grad():
         model.policy.value_net.weight.normal_()
     collect(model)
     buffer = model.rollout_buffer
     np.testing.assert_array_equal(buffer.rewards[:5], 1.0)
-    np.testing.assert_allclose(buffer.rewards[5], 1.0 + model.gamma * buffer.values[5], rtol=1e-6)
+    np.testing.assert_allclose(buffer.rewards[5], 1.0 + model.gamma * buffer.values[5] * [0, 1, 1], rtol=1e-6)
 
 
 def test_constant_reward_is_worth_the_geometric_series():
@@ -337,6 +346,59 @@ def test_constant_reward_is_worth_the_geometric_series():
         value = model.policy.predict_values(obs, model.policy.initial_state(1), starts).item() * model.policy.value_scale
     # sum_t gamma^t = 1 / (1 - 0.9), although every episode is cut after 8 steps
     assert value == pytest.approx(10.0, rel=0.05)
+
+
+# -- Acting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sde_sample_freq", "draws"), [(-1, [0]), (4, [0, 0, 4, 8])])
+def test_when_the_noise_of_gsde_is_drawn(sde_sample_freq, draws, monkeypatch):
+    model = make_model(gym.make("Pendulum-v1"), n_steps=12, use_sde=True, sde_sample_freq=sde_sample_freq)
+    drawn = []
+    monkeypatch.setattr(model.policy, "reset_noise", lambda n_envs: drawn.append(model.num_timesteps))
+    for n_rollouts in (1, 2):
+        collect(model)
+        assert drawn == n_rollouts * draws
+
+
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_actions_beyond_the_bounds(squash_output):
+    # Pendulum's are 2, the mean is 5
+    options = dict(log_std_init=-9.0, squash_output=squash_output)
+    model = make_model(gym.make("Pendulum-v1"), use_sde=squash_output, policy_kwargs=options)
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.fill_(5.0)
+    collect(model)
+    np.testing.assert_allclose(model.rollout_buffer.actions, np.tanh(5.0) if squash_output else 5.0, rtol=1e-3)
+    np.testing.assert_allclose(model.env.actions, 2.0, rtol=1e-3)
+    np.testing.assert_allclose(model.predict(np.zeros(3, np.float32))[0], 2.0, rtol=1e-3)
+
+
+class NotesMode(FlattenExtractor):
+    """Notes whether it is in training mode when it is used, as dropout would."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space)
+        self.modes: list[bool] = []
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.modes.append(self.training)
+        return super().forward(observations)
+
+
+@pytest.mark.parametrize("two_phase_update", [None, dict(value_learning_rate=1e-3)])
+def test_training_mode_is_for_the_update_alone(two_phase_update):
+    options = dict(features_extractor_class=NotesMode)
+    model = make_model(counter_vec_env(2), two_phase_update=two_phase_update, policy_kwargs=options)
+    modes = model.policy.features_extractor.modes
+    act = partial(model.predict, np.zeros((2, 6), np.float32))
+    for call, training in ((partial(collect, model), False), (model.train, True), (act, False), (model.train, True)):
+        modes.clear()
+        call()
+        assert set(modes) == {training}
+    collect(model)
+    assert not modes[-1]
 
 
 # -- predict ---------------------------------------------------------------------------------------------------------
@@ -465,6 +527,36 @@ def test_save_and_load_with_another_number_of_environments(tmp_path, two_phase):
     loaded.learn(52, callback=check, reset_num_timesteps=False)
     assert loaded.num_timesteps == before + 52
     assert check.worst < 1e-5
+
+
+def test_a_policy_that_is_saved_alone_keeps_its_options(tmp_path):
+    options: dict[str, Any] = dict(
+        memory_encoder="gru",
+        memory_encoder_kwargs=dict(hidden_size=8),
+        memory_reset="episode",
+        head="hypernetwork",
+        head_input="latest",
+        critic="separate",
+        output_scale=0.5,
+        normalize_observations=False,
+        value_log_std_init=0.3,
+    )
+    env = counter_vec_env(2)
+    policy = TrMRLPolicy(env.observation_space, env.action_space, lambda _: 1e-3, **options)
+    policy.save(tmp_path / "policy.pth")
+    loaded = TrMRLPolicy.load(tmp_path / "policy.pth", device="cpu")
+    found = loaded._get_constructor_parameters()
+    assert {name: found[name] for name in options} == options
+    obs = np.ones((2, 6), dtype=np.float32)
+    actions = [one.predict(obs, deterministic=True)[0] for one in (policy, loaded)]
+    np.testing.assert_array_equal(actions[0], actions[1])
+
+
+def test_a_new_training_starts_to_count_anew():
+    model = make_model(counter_vec_env(1, tasks=[{"reward": 1.0, "length": 3.0}]))  # trials of 6 steps, rollouts of 13
+    for reset, n_iterations, n_trials in ((True, 1, 2), (False, 2, 4), (True, 1, 2)):
+        model.learn(13, reset_num_timesteps=reset)
+        assert model.n_iterations == n_iterations and len(model.trial_info_buffer) == n_trials
 
 
 def test_continue_in_mid_trial_keeps_the_memory():
@@ -702,12 +794,12 @@ class TellsTrials(NoisyForever):
 
 def test_trials_of_other_environments_are_not_taken_for_ours():
     returns = []
-    for told in (None, {"coherence": 1}, 7):
+    for told in (None, {"coherence": 1}, 7, {"returns": 3.0}):
         model = make_model(DummyVecEnv([partial(TellsTrials, told)]), n_steps=9)
         model.learn(27, log_interval=1)
         returns.append(model.rollout_buffer.returns.copy())
-    np.testing.assert_array_equal(returns[0], returns[1])
-    np.testing.assert_array_equal(returns[0], returns[2])
+    for others in returns[1:]:
+        np.testing.assert_array_equal(others, returns[0])
 
 
 def test_stacked_ends_of_episodes_cannot_be_forgotten_by():
@@ -738,10 +830,11 @@ def test_spaces_and_rewards_that_are_not_for_it_are_named():
         make_model(gym.wrappers.TransformReward(ForeverOne(), lambda reward: 1e20 * float(reward)), n_steps=9).learn(9)
 
 
+@pytest.mark.parametrize("two_phase_update", [None, dict(value_learning_rate=1e-3)])
 @pytest.mark.parametrize("attention", ["window", "trial"])
-def test_a_last_minibatch_of_one_step_makes_no_nan(attention):
+def test_a_last_minibatch_of_one_step_makes_no_nan(attention, two_phase_update):
     task = {"reward": 1.0, "length": 2.0}  # trials of 4 steps: the ninth is a slice alone
     env = counter_vec_env(1, noise=1.0, tasks=[task])
-    model = make_model(env, n_steps=9, batch_size=4, memory=dict(attention=attention))
+    model = make_model(env, n_steps=9, batch_size=4, memory=dict(attention=attention), two_phase_update=two_phase_update)
     model.learn(27)
     assert all(tensor.isfinite().all() for tensor in model.policy.parameters())

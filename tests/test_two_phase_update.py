@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -10,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_trmrl import TrMRLPPO
 from sb3_trmrl.trmrl_ppo.two_phase_update import clipped_surrogate_loss, gaussian_nll
 from tests.families import counter_vec_env
-from tests.test_trmrl_ppo import SMALL, collect, make_model, weights
+from tests.test_trmrl_ppo import SMALL, collect, constant_value_, make_model, weights
 
 
 def test_two_phase_update_trains_each_parameter_in_its_phase():
@@ -140,6 +141,44 @@ def test_two_phase_targets_are_discounted_returns_of_the_trial():
     np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], [2 - 0.5 ** (5 - t) for t in range(6)], rtol=1e-6)
 
 
+def test_two_phase_targets_of_a_trial_that_goes_on_behind_the_rollout():
+    env = counter_vec_env(1, tasks=[{"reward": 1.0, "length": 99.0}], horizon=9)
+    model = make_model(
+        env,
+        n_steps=2,
+        batch_size=2,
+        gamma=0.5,
+        two_phase_update=dict(value_learning_rate=1e-3),
+        policy_kwargs=dict(normalize_observations=False),
+    )
+    constant_value_(model, 10.0)
+    collect(model)
+    assert model.rollout_buffer.returns[:, 0].tolist() == [1 + 6 / 2, 1 + 10 / 2]
+
+
+def test_equal_advantages_leave_the_actor_alone():
+    # Normalised they are 0
+    model = make_model(
+        counter_vec_env(1), two_phase_update=dict(value_learning_rate=1e-3), policy_kwargs=dict(critic="separate")
+    )
+    collect(model)
+    model.rollout_buffer.advantages[:] = 1.0
+    actor = model.policy.actor_parameters()
+    before = [parameter.clone() for parameter in actor]
+    model.train()
+    assert all(map(th.equal, actor, before))
+
+
+def test_without_a_closed_form_the_entropy_is_estimated_by_the_actions():
+    options: dict[str, Any] = dict(two_phase_update=dict(value_learning_rate=1e-3), policy_kwargs=dict(squash_output=True))
+    model = make_model(gym.make("Pendulum-v1"), batch_size=13, use_sde=True, **options)
+    model.n_epochs = 1
+    collect(model)
+    model.train()
+    mean = model.rollout_buffer.log_probs.mean()
+    assert abs(mean) > 0.1 and model.logger.name_to_value["train/entropy_loss"] == pytest.approx(mean, rel=1e-3)
+
+
 def test_losses_of_the_papers_update():
     values, targets, log_std = th.tensor([0.0, 1.0]), th.tensor([1.0, -1.0]), th.tensor(0.3)
     normal = th.distributions.Normal(values, log_std.exp())
@@ -157,6 +196,20 @@ def test_two_phase_update_stops_at_the_target_kl():
         model.learn(13)
         updates.append(model._n_updates)
     assert updates == [2, 1]
+
+
+@pytest.mark.parametrize("log_ratio", [-1.0, 1.0])
+def test_the_target_kl_may_be_exceeded_by_a_half(log_ratio):
+    kl = np.exp(log_ratio) - 1 - log_ratio  # of the first epoch, which is one minibatch
+    for factor, n_updates in ((1.4, 2), (1.6, 1)):
+        options: dict[str, Any] = dict(two_phase_update=dict(value_learning_rate=1e-3), target_kl=kl / factor)
+        model = make_model(counter_vec_env(1), batch_size=13, **options)
+        collect(model)
+        model.rollout_buffer.log_probs -= log_ratio
+        model.train()
+        assert model._n_updates == n_updates
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(kl, rel=1e-4)
+    assert model.logger.name_to_value["train/clip_fraction"] == 1.0
 
 
 def test_learning_rates_decay_log_linearly_between_two_iterations():

@@ -27,6 +27,27 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
     sharing.stop()
 
 
+def test_a_call_does_not_take_the_ends_of_a_failed_one_for_its_own() -> None:
+    done: list[int] = []
+    call = 1
+
+    def job(thread: int) -> None:
+        number = call
+        if number == 1 and thread == 0:
+            time.sleep(0.02)
+            raise RuntimeError("while the other thread works")
+        time.sleep(0.05 * number)
+        done.append(number)
+
+    sharing = WorkSharing([job, job], n_threads=2)
+    with pytest.raises(RuntimeError, match="while the other"):
+        sharing()
+    call = 2
+    sharing()
+    assert done.count(2) == 2
+    sharing.stop()
+
+
 @pytest.mark.parametrize("n_slots", [1, 2, 3, 7, 20, 64, 101])
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 def test_jobs_hold_every_slot_once_and_grow_smaller(n_slots: int, n_threads: int) -> None:

@@ -516,7 +516,7 @@ def ended_trial(info: dict[str, Any]) -> dict[str, Any] | None:
         something of their own under that name
     """
     trial = info.get("trial")
-    return trial if isinstance(trial, dict) and "returns" in trial else None
+    return trial if isinstance(trial, dict) and isinstance(trial.get("returns"), list) else None
 
 
 @contextlib.contextmanager

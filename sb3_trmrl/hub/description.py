@@ -452,6 +452,18 @@ def _alterations(spec: EnvSpec | None) -> list[str]:
     return limit + [wrapper.name for wrapper in spec.additional_wrappers if wrapper.name != "Monitor"]
 
 
+def environment_keywords(data: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param data: What :func:`describe_environment` returned
+    :return: Keywords of the environment; none if the file has none
+    :raises MalformedFileError: if they are none: they are written into scripts and files
+    """
+    kwargs = decode_value(data["kwargs"] or {})
+    if not isinstance(kwargs, dict) or not all(map(str.isidentifier, kwargs)) or set(kwargs) & MAKES_OTHERWISE:
+        raise MalformedFileError(f"kwargs of the environment must be keywords of it, got {str(data['kwargs'])[:200]}.")
+    return kwargs
+
+
 def environment_kwargs(data: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
     """
     :param data: What :func:`describe_environment` returned
@@ -459,14 +471,12 @@ def environment_kwargs(data: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
     :return: Keywords of the environment; none if the file has none
     :raises MalformedFileError: if they ask for an environment that takes much memory
     """
-    kwargs = decode_value(data["kwargs"] or {})
-    if not isinstance(kwargs, dict) or not all(map(str.isidentifier, kwargs)) or set(kwargs) & MAKES_OTHERWISE:
-        raise MalformedFileError(f"kwargs of the environment must be keywords of a family, got {str(data['kwargs'])[:200]}.")
+    kwargs = environment_keywords(data)
     steps = [_size(kwargs[name], name, MAX_STEPS) for name in ("horizon", "episodes_per_trial") if name in kwargs]
     _size(math.prod([n_envs, *steps]), "number of steps in the trials of all slots", MAX_STEPS)
     if "n_arms" in kwargs:
         _size(kwargs["n_arms"], "n_arms", MAX_ARMS)
-    return dict(kwargs)
+    return kwargs
 
 
 def make_environment(data: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> VecEnv:

@@ -27,7 +27,7 @@ from sb3_trmrl.hub.description import (
     describe_environment,
     describe_hyperparameters,
     encode_space,
-    environment_kwargs,
+    environment_keywords,
     read_hyperparameters,
     versions,
 )
@@ -265,7 +265,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "pip install --upgrade sb3_trmrl."
         )
     _check_sections(config, folder / CONFIG)
-    environment_kwargs(config["environment"])  # in no script, no file of RL Zoo and no environment anything else
+    environment_keywords(config["environment"])
     files = config["files"]
     if WEIGHTS not in files:
         raise MalformedFileError(f"files of {folder / CONFIG} must name {WEIGHTS}.")

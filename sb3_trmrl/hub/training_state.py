@@ -228,7 +228,13 @@ def restore_progress(model: MemoryPPO, state: State) -> None:
     for name in COUNTERS:
         value = counters[name]
         kind: type = float if name == "_current_progress_remaining" else int
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53 or kind(value) != value:
+        lowest = -1 if kind is float else 0  # what remains may lie a rollout behind the end
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not lowest <= value < 2**53
+            or kind(value) != value
+        ):
             raise MalformedFileError(f"counter {name} of the training state must be a number, got {str(value)[:50]!r}.")
         setattr(model, name, kind(value))
     for name in INFO_BUFFERS:
