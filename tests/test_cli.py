@@ -243,6 +243,9 @@ def test_yaml_of_a_log_folder_runs_nothing(tmp_path, zoo_folder):
     with pytest.raises(ValueError, match="can't be read"):
         load_run(folder)
     assert not (tmp_path / "made").exists()
+    (folder / "x" / "args.yml").write_text("!!python/object/apply:collections.OrderedDict []")
+    with pytest.raises(ValueError, match="can't be read"):
+        load_run(folder)
 
 
 def test_wrappers_of_the_zoo_are_missed(capsys, zoo_folder, tmp_path):

@@ -26,8 +26,9 @@ from sb3_trmrl.cli import main
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub import DownloadError, MalformedFileError, MissingFileError, PretrainedError
-from sb3_trmrl.hub.model_card import training_script
-from sb3_trmrl.hub.pretrained import MODEL_FILES, describe
+from sb3_trmrl.hub.model_card import model_card, training_script
+from sb3_trmrl.hub.pretrained import MODEL_FILES, describe, read_config
+from sb3_trmrl.hub.publish import pull_for_zoo
 from sb3_trmrl.runs import load_run
 from tests.hub_server import TOKEN, FakeHub, running_hub
 
@@ -266,6 +267,23 @@ def test_the_cards_script_makes_the_same_model(hub: FakeHub) -> None:
     again = namespace["model"]
     assert again.num_timesteps == 80
     assert all(th.equal(one, two.cpu()) for one, two in zip(weights(model), weights(again), strict=True))
+
+
+def test_a_command_does_not_leave_its_fence(tmp_path: Path) -> None:
+    config = read_config(trained().save_pretrained(tmp_path / "model"))
+    card = model_card(config, REPO, train_command="python -c '```' # [here](http://evil)")
+    assert "````bash\npython -c '```' # [here](http://evil)\n````" in card
+
+
+@pytest.mark.parametrize("env_id", [".", "..", "a:..", "a/..", "../a", "x" * 300])
+def test_an_id_that_is_no_name_makes_no_folder(env_id: str, tmp_path: Path) -> None:
+    folder = trained().save_pretrained(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["environment"]["id"] = env_id
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PretrainedError, match="has no id that RL Zoo could use"):
+        pull_for_zoo(str(folder), tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
 
 
 def test_the_cards_script_has_classes(hub: FakeHub) -> None:

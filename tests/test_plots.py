@@ -223,6 +223,16 @@ def test_success_on_held_out_tasks(tmp_path):
     assert [axes.get_ylabel() for axes in figure.axes] == ["return per episode", "success rate"]
 
 
+def test_names_that_matplotlib_would_hide_or_read(tmp_path):
+    result = AdaptationResult([{}, {}], np.zeros((2, 2)), np.ones((2, 2), dtype=np.int64), None)
+    figure = new_figure()
+    axes = figure.add_subplot()
+    draw_adaptation_curve(axes, {"_a": result, r"x$y$\frac$": result})
+    legend = axes.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == [" _a", r"x\$y\$\frac\$"]
+    figure.savefig(tmp_path / "p.png")
+
+
 def test_broken_logs(tmp_path):
     with pytest.raises(ValueError, match=r"no monitor\.csv, progress\.csv"):
         read_learning_curves(tmp_path)
@@ -230,6 +240,11 @@ def test_broken_logs(tmp_path):
     with pytest.raises(ValueError, match=r"0\.monitor\.csv is no monitor file, or it is broken"):
         read_learning_curves(tmp_path)
     (tmp_path / "0.monitor.csv").unlink()
+    for value in ("x", "inf", "1" * 200_000):
+        (tmp_path / "progress.csv").write_text(f"time/total_timesteps,rollout/ep_rew_mean\n{value},1\n")
+        with pytest.raises(ValueError, match=r"progress\.csv is no log of SB3, or it is broken"):
+            read_learning_curves(tmp_path)
+    (tmp_path / "progress.csv").unlink()
     (tmp_path / "evaluations.npz").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match=r"evaluations\.npz is broken"):
         read_learning_curves(tmp_path)
