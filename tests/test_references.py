@@ -343,7 +343,8 @@ def test_a_keyword_that_is_the_familys_default_is_trained_with(cache, tmp_path, 
         return make_meta_vec_env(env_id, n_envs, seed, env_kwargs=env_kwargs)
 
     monkeypatch.setattr(trained, "make_meta_vec_env", make)
-    for kwargs, horizon in ({"horizon": 20}, 20), (None, 7):  # 20 is PointRobot's own
+    # 20 is PointRobot's own; trials are those of the file
+    for kwargs, horizon in ({"horizon": 20, "episodes_per_trial": 9, "split": "test"}, 20), (None, 7):
         make_references("PointRobot-v0", ["reactive"], n_tasks=1, n_episodes=1, env_kwargs=kwargs, conf_file=conf_file)
         assert made.pop() == {"horizon": horizon, "episodes_per_trial": 3}
 
