@@ -275,7 +275,7 @@ def picture(by_agent: Mapping[str, Runs], family: str, path: Path) -> None:
     against_time.set_xscale("log")  # from minutes to hours
     against_time.xaxis.set_major_formatter(ScalarFormatter())
     finish(against_steps, "steps of training", "return per episode, in training", f"{family}: mean and range of the seeds")
-    finish(against_time, "minutes of training, one thread", "", "the same against wall time", legend=False)
+    finish(against_time, "minutes of training", "", "the same against wall time", legend=False)
     finish(adaptation, "episode of the trial", "return on unseen tasks", "adaptation after training", legend=False)
     save_figure(figure, path)
 

@@ -275,6 +275,16 @@ def test_without_training_state(tmp_path: Path) -> None:
     assert all(th.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def test_schedules_go_on_without_training_state(tmp_path: Path) -> None:
+    decay = dict(start=1, end=5, factor=0.1)
+    model = small(learning_rate=1e-3, two_phase_update=dict(value_learning_rate=1e-3, policy_decay=decay)).learn(60)
+    loaded = sb3_trmrl.load(model.save_pretrained(tmp_path / "model", training_state=False), device="cpu")
+    assert (loaded.n_iterations, loaded._n_updates, loaded._total_timesteps) == (3, 3, 60)
+    loaded.learn(20, reset_num_timesteps=False)
+    # The fourth iteration, after three: halfway down
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.1**0.5)
+
+
 def test_files_can_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
     (tmp_path / "usual").write_text("")
     modes = {path.stat().st_mode for path in small().save_pretrained(tmp_path / "model").iterdir()}

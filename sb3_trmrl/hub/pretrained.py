@@ -287,7 +287,7 @@ def _check_sections(config: dict[str, Any], path: Path) -> None:
     text, section = (str, type(None)), (dict, type(None))
     expected: dict[str, dict[str, Any]] = {
         "environment": {"id": text, "kwargs": section, "n_envs": int},
-        "training": {"num_timesteps": int, "total_timesteps": int, "command": text},
+        "training": {"num_timesteps": int, "total_timesteps": int, "n_iterations": int, "n_updates": int, "command": text},
         "hyperparameters": {},
         "normalization": {},
         "versions": {},
@@ -371,9 +371,12 @@ def _build(
         model._setup_model()
         model.seed = seed
     model.saved_environment = config["environment"]
-    model.num_timesteps = config["training"]["num_timesteps"]
+    training = config["training"]
+    model.num_timesteps, model._total_timesteps = training["num_timesteps"], training["total_timesteps"]
+    # The decay of the paper's learning rates counts iterations
+    model.n_iterations, model._n_updates = training["n_iterations"], training["n_updates"]
     model.saved_normalized = bool(config["normalization"].get("vec_normalize_observations", False))
-    model.train_command = config["training"]["command"]
+    model.train_command = training["command"]
     return model
 
 
