@@ -34,19 +34,27 @@ def n_cache_slots(n_tokens: int, memory_length: int) -> int:
     return n_slots
 
 
-def with_room(cache: th.Tensor, n_tokens: int, memory_length: int) -> th.Tensor:
+def next_slots(
+    cache: th.Tensor, lengths: th.Tensor, memory_starts: th.Tensor, memory_length: int
+) -> tuple[th.Tensor, th.Tensor, th.Tensor, int]:
     """
+    Where the next token of each memory goes.
+
     :param cache: Rings of slots, (..., n_slots, size)
-    :param n_tokens: Number of tokens in the longest memory
-    :param memory_length: How many of them are kept at most
-    :return: The cache; a larger one with the same entries if it is too small
+    :param lengths: Number of tokens in each memory, int64, (n_envs,)
+    :param memory_starts: Whether a memory is emptied first, bool, (n_envs,)
+    :param memory_length: How many tokens are kept at most
+    :return: The cache, a larger one with the same entries if it was too small; the positions of the new tokens, which are the
+        numbers of tokens before them, and their slots, int64, (n_envs,) each; how many slots some memory has reached, with
+        the new tokens: the others can be left out
     """
-    n_slots = cache.shape[-2]
-    if n_slots >= min(n_tokens, memory_length):
-        return cache
-    larger = cache.new_zeros(*cache.shape[:-2], n_cache_slots(n_tokens, memory_length), cache.shape[-1])
-    larger[..., :n_slots, :] = cache
-    return larger
+    positions = lengths.masked_fill(memory_starts, 0)
+    longest, n_slots = int(positions.max()) + 1, cache.shape[-2]
+    if n_slots < min(longest, memory_length):
+        larger = cache.new_zeros(*cache.shape[:-2], n_cache_slots(longest, memory_length), cache.shape[-1])
+        larger[..., :n_slots, :] = cache
+        cache, n_slots = larger, larger.shape[-2]
+    return cache, positions, positions % n_slots, min(longest, n_slots)
 
 
 def newest_in_slots(lengths: th.Tensor, n_slots: int) -> th.Tensor:

@@ -7,13 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_trmrl.common.arguments import is_integer
-from sb3_trmrl.memory_encoders.attention import (
-    QUERY_BLOCK,
-    n_cache_slots,
-    newest_in_slots,
-    remember,
-    with_room,
-)
+from sb3_trmrl.memory_encoders.attention import QUERY_BLOCK, n_cache_slots, newest_in_slots, next_slots, remember
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import sinusoidal_encoding
 
@@ -349,16 +343,10 @@ class GTrXLEncoder(MemoryEncoder):
     @th.no_grad()
     def step(self, tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
         cache, lengths = state
-        # The position of the new token is the number of tokens before it
-        positions = lengths.masked_fill(memory_starts, 0)
-        longest = int(positions.max()) + 1
-        cache = with_room(cache, longest, self.memory_length)
-        n_slots = cache.shape[4]
-        # Slots that no environment has reached yet are left out
-        used = min(longest, n_slots)
-        ages = (positions.unsqueeze(1) - th.arange(used, device=tokens.device)) % n_slots
+        cache, positions, slots, used = next_slots(cache, lengths, memory_starts, self.memory_length)
+        ages = (positions.unsqueeze(1) - th.arange(used, device=tokens.device)) % cache.shape[4]
         hidden = ages > positions.unsqueeze(1)
-        ages, slots = ages.clamp(max=used - 1), positions % n_slots
+        ages = ages.clamp(max=used - 1)
         x = self.embedding(tokens)
         for index, layer in enumerate(self._gtrxl_layers()):
             x = layer.step(x, cache[:, index, :, :, :used], slots, ages, hidden, self._encodings)

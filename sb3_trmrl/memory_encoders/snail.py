@@ -7,13 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_trmrl.common.arguments import is_integer
-from sb3_trmrl.memory_encoders.attention import (
-    attend_in_band,
-    n_cache_slots,
-    newest_in_slots,
-    remember,
-    with_room,
-)
+from sb3_trmrl.memory_encoders.attention import attend_in_band, n_cache_slots, newest_in_slots, next_slots, remember
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 
 
@@ -260,15 +254,8 @@ class SNAILEncoder(MemoryEncoder):
     @th.no_grad()
     def step(self, tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
         ring, cache, lengths = state
-        # The position of the new token is the number of tokens before it
-        positions = lengths.masked_fill(memory_starts, 0)
-        longest = int(positions.max()) + 1
-        cache = with_room(cache, longest, self.memory_length)
-        n_slots = cache.shape[2]
-        # Slots that no environment has reached yet are left out
-        used = min(longest, n_slots)
+        cache, positions, slots, used = next_slots(cache, lengths, memory_starts, self.memory_length)
         visible = (th.arange(used, device=tokens.device) <= positions.unsqueeze(1)).unsqueeze(1)
-        slots = positions % n_slots
         x = self.embedding(tokens)
         for i, (tc_block, attention_block) in enumerate(self._stages()):
             x = attention_block.step(tc_block.step(x, ring[:, i], positions), cache[:, i, :used], slots, visible)

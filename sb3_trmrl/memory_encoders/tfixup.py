@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_trmrl.common.arguments import is_integer
-from sb3_trmrl.memory_encoders.attention import TransformerLayer, n_cache_slots, newest_in_slots, with_room
+from sb3_trmrl.memory_encoders.attention import TransformerLayer, n_cache_slots, newest_in_slots, next_slots
 from sb3_trmrl.memory_encoders.base import MemoryState, WindowMemoryEncoder, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotation_at, sinusoidal_encoding
 
@@ -206,15 +206,8 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
         if self.attention == "window":
             return super().step(tokens, state, memory_starts)
         cache, lengths = state
-        # The position of the new token is the number of tokens before it
-        positions = lengths.masked_fill(memory_starts, 0)
-        longest = int(positions.max()) + 1
-        cache = with_room(cache, longest, self.memory_length)
-        n_slots = cache.shape[4]
-        # Slots that no environment has reached yet are left out
-        used = min(longest, n_slots)
+        cache, positions, slots, used = next_slots(cache, lengths, memory_starts, self.memory_length)
         visible = (th.arange(used, device=tokens.device) <= positions.unsqueeze(1))[:, None, None, :]
-        slots = positions % n_slots
         x, rotation = self._embed(tokens, positions), self._rotation(positions.unsqueeze(1))
         for layer, entries in zip(self._transformer_layers(), cache[..., :used, :].unbind(dim=1), strict=True):
             x = layer.step(x, entries[:, 0], entries[:, 1], slots, visible, rotation)
