@@ -29,7 +29,7 @@ def test_attention_equals_pytorchs_multihead_attention():
         theirs.out_proj.bias.copy_(ours.out_proj.bias)
     x = th.randn(3, 7, 16)
     mask = th.ones(7, 7, dtype=th.bool).triu(1)
-    th.testing.assert_close(ours(x), theirs(x, x, x, attn_mask=mask, need_weights=False)[0], atol=1e-6, rtol=1e-5)
+    th.testing.assert_close(ours.encode(x)[0], theirs(x, x, x, attn_mask=mask, need_weights=False)[0], atol=1e-6, rtol=1e-5)
 
 
 def test_layer_at_one_position_equals_the_whole_layer():

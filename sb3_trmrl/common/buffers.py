@@ -68,7 +68,6 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs), dtype=np.float32))
         self.factor = 1.0
-        self.generator_ready = False
         self.pos = 0
         self.full = False
 

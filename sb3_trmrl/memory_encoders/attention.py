@@ -256,15 +256,6 @@ class CausalSelfAttention(nn.Module):
         # (batch, n_heads, seq_len, head_dim) -> (batch, seq_len, embed_dim)
         return self.out_proj(attended.transpose(1, 2).flatten(-2)), key, value
 
-    def forward(self, x: th.Tensor, band: int | None = None, rotation: Rotation | None = None) -> th.Tensor:
-        """
-        :param x: Tokens, shape (batch, seq_len, embed_dim)
-        :param band: How many tokens a token sees, itself included; all before it if None
-        :param rotation: Rotary positions of the tokens
-        :return: Attended values of every token, same shape
-        """
-        return self.encode(x, band, rotation)[0]
-
     def step(
         self,
         x: th.Tensor,
@@ -293,7 +284,7 @@ class CausalSelfAttention(nn.Module):
 
     def attend_from(self, x: th.Tensor, position: th.Tensor) -> th.Tensor:
         """
-        Attention of one query token per sequence: ``forward(x)[arange(batch), position]`` for a fraction of the work,
+        Attention of one query token per sequence: ``encode(x)[0][arange(batch), position]`` for a fraction of the work,
         because the other queries (and everything behind them) are not computed.
 
         :param x: Tokens, shape (batch, seq_len, embed_dim)

@@ -52,24 +52,20 @@ def _opengl_backend() -> Iterator[None]:
 
 class Renderer:
     """
-    Renders a simulation to arrays through Gymnasium's renderer, with or without a display.
+    Renders a simulation to arrays of 480 x 480 pixels through Gymnasium's renderer, with or without a display.
 
     :param model: Model.
     :param data: Simulation.
     :param camera: Settings of the viewer's camera by name.
-    :param width: Width in pixels.
-    :param height: Height in pixels.
     :raises RuntimeError: If the backend does not work; the message names the packages to install.
     """
 
-    def __init__(
-        self, model: mujoco.MjModel, data: mujoco.MjData, camera: dict[str, Any], width: int = 480, height: int = 480
-    ):
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, camera: dict[str, Any]):
         # torch's CUDA build brings triton and loads it with the first optimizer. Mesa's software driver and triton each
         # hold an LLVM, and the process crashes if triton comes second.
         if importlib.util.find_spec("triton") is not None:
             importlib.import_module("triton")
-        self._renderer = MujocoRenderer(model, data, default_cam_config=camera, width=width, height=height)
+        self._renderer = MujocoRenderer(model, data, default_cam_config=camera, width=480, height=480)
         with _opengl_backend():
             backend = os.environ.get("MUJOCO_GL", "default")
             try:
