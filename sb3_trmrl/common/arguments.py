@@ -1,7 +1,7 @@
 """What checks of arguments have in common."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,28 @@ def is_integer(value: Any, least: int) -> bool:
     :return: Whether it is an integer, Python's or NumPy's, of at least ``least``; True and False are none
     """
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
+
+
+def check_integers(arguments: Mapping[str, Any], least: int = 1) -> None:
+    """
+    :param arguments: By name
+    :param least: Their smallest value
+    :raises ValueError: for the first that is no integer of at least ``least``
+    """
+    for name, value in arguments.items():
+        if not is_integer(value, least):
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """
+    :param name: Of the argument
+    :param value: What was given
+    :param choices: What may be given
+    :raises ValueError: for anything else
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}.{did_you_mean(value, choices)}")
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

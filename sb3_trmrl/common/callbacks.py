@@ -12,7 +12,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.common.evaluation import (
     AdaptationResult,
     PredictsActions,
@@ -98,9 +98,7 @@ class MetaEvalCallback(BaseCallback):
     ):
         super().__init__(verbose)
         self.name = name
-        for argument, value in (("eval_freq", eval_freq), ("n_tasks", n_tasks), ("n_episodes", n_episodes)):
-            if not is_integer(value, 1):
-                raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}.")
+        check_integers(dict(eval_freq=eval_freq, n_tasks=n_tasks, n_episodes=n_episodes))
         self.eval_freq, self.n_tasks, self.n_episodes, self.split = eval_freq, n_tasks, n_episodes, split
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self._given_env = env_id, self.env_kwargs

@@ -17,7 +17,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 from tqdm import tqdm
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers, is_integer
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
 from sb3_trmrl.common.npz import read_arrays
@@ -304,8 +304,7 @@ def derived_seed(*entropy: int) -> int:
     :return: A seed for environments, below 2^31: slots add their index to it
     """
     for part in entropy:
-        if not is_integer(part, 0):
-            raise ValueError(f"seed must be an integer of at least 0, got {part!r}.")
+        check_integers(dict(seed=part), least=0)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] % 2**31)
 
 

@@ -18,6 +18,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_trmrl.common.arguments import check_choice
 from sb3_trmrl.common.heads import ActorCriticHeads
 from sb3_trmrl.common.normalization import ObservationNormalizer, ValueScale
 from sb3_trmrl.common.type_aliases import MemoryContext, MemoryWindows, TrialSlices
@@ -100,14 +101,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         normalize_observations: bool = True,
         value_log_std_init: float | None = None,
     ):
-        for name, value, choices in (
-            ("memory_reset", memory_reset, ("trial", "episode")),
-            ("head", head, ("mlp", "hypernetwork")),
-            ("head_input", head_input, ("latest", "mixed")),
-            ("critic", critic, ("shared", "separate", "memoryless")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+        check_choice("memory_reset", memory_reset, ("trial", "episode"))
+        check_choice("head", head, ("mlp", "hypernetwork"))
+        check_choice("head_input", head_input, ("latest", "mixed"))
+        check_choice("critic", critic, ("shared", "separate", "memoryless"))
         # Read by _build, which the parent's constructor calls
         self.memory_encoder_class = get_memory_encoder_class(memory_encoder)
         self.memory_encoder_name = memory_encoder

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers
 
 MAX_DRAWN = 2_000_000
 """Numbers drawn at once: thousands of resamples of hundreds of tasks would take gigabytes."""
@@ -73,7 +73,7 @@ def bootstrap_interval(
     :raises ValueError: for scores that are no matrix and for a confidence outside (0, 1)
     """
     scores = _matrix(scores)
-    _check_resamples(n_resamples)
+    check_integers({"the number of resamples": n_resamples})
     generator = np.random.default_rng(seed)
     statistics = []
     part = max(1, MAX_DRAWN // scores.size)
@@ -135,16 +135,11 @@ def score_interval(
     return lower, upper
 
 
-def _check_resamples(n_resamples: int) -> None:
-    if not is_integer(n_resamples, 1):
-        raise ValueError(f"the number of resamples must be an integer of at least 1, got {n_resamples!r}.")
-
-
 def _draws(returns: np.ndarray, n_resamples: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """:return: Indices of runs, (part, n_runs), and of tasks, (part, n_tasks), in parts that fit into memory."""
     if returns.ndim != 3 or returns.size == 0:
         raise ValueError(f"returns must have the shape (n_runs, n_tasks, n_episodes), got {returns.shape}.")
-    _check_resamples(n_resamples)
+    check_integers({"the number of resamples": n_resamples})
     n_runs, n_tasks, _ = returns.shape
     generator = np.random.default_rng(seed)
     part = max(1, MAX_DRAWN // returns.size)

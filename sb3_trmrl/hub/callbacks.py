@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub.pretrained import CONFIG, save_pretrained
 
@@ -80,9 +80,7 @@ class PretrainedCheckpointCallback(BaseCallback):
         verbose: int = 0,
     ):
         super().__init__(verbose)
-        for name, value in (("save_freq", save_freq), ("keep_last", keep_last)):
-            if not is_integer(value, 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        check_integers(dict(save_freq=save_freq, keep_last=keep_last))
         self.save_freq, self.keep_last, self.score, self.name_prefix = save_freq, keep_last, score, name_prefix
         self.save_path = Path(save_path)
         self.best_score = -np.inf

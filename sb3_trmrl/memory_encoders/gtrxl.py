@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.memory_encoders.attention import QUERY_BLOCK, n_cache_slots, newest_in_slots, next_slots, remember
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import sinusoidal_encoding
@@ -293,9 +293,7 @@ class GTrXLEncoder(MemoryEncoder):
         ff_dim = 4 * embed_dim if ff_dim is None else ff_dim
         sizes = dict(embed_dim=embed_dim, n_heads=n_heads, n_layers=n_layers, ff_dim=ff_dim, memory_length=memory_length)
         sizes["segment_length"] = 1 if segment_length is None else segment_length
-        for name, size in sizes.items():
-            if not is_integer(size, 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
+        check_integers(sizes)
         if embed_dim % n_heads != 0:
             raise ValueError(
                 f"embed_dim must be divisible by n_heads, got embed_dim={embed_dim} and n_heads={n_heads}: "

@@ -5,7 +5,7 @@ import itertools
 import torch as th
 from torch import nn
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState
 
 
@@ -42,11 +42,8 @@ class RecurrentEncoder(MemoryEncoder):
     ):
         sizes = {f"embedding[{i}]": size for i, size in enumerate(embedding or [])}
         sizes.update(hidden_size=hidden_size, n_layers=n_layers, truncation=1 if truncation is None else truncation)
-        for name, size in sizes.items():
-            if not is_integer(size, 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
-        if not is_integer(context_length, 0):
-            raise ValueError(f"context_length must be an integer of at least 0, got {context_length!r}.")
+        check_integers(sizes)
+        check_integers(dict(context_length=context_length), least=0)
         super().__init__(token_dim, features_dim=hidden_size, context_length=context_length)
         self.n_layers, self.truncation = n_layers, truncation
         layers: list[nn.Module] = []

@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.memory_encoders.attention import attend_in_band, n_cache_slots, newest_in_slots, next_slots, remember
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 
@@ -202,11 +202,9 @@ class SNAILEncoder(MemoryEncoder):
         value_dim: int = 16,
         memory_length: int = 512,
     ):
-        for name, size in dict(
-            embed_dim=embed_dim, filters=filters, key_dim=key_dim, value_dim=value_dim, memory_length=memory_length
-        ).items():
-            if not is_integer(size, 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
+        check_integers(
+            dict(embed_dim=embed_dim, filters=filters, key_dim=key_dim, value_dim=value_dim, memory_length=memory_length)
+        )
         tc_blocks, attention_blocks, width = [], [], embed_dim
         for _ in range(2):
             tc_blocks.append(TCBlock(width, filters, memory_length))

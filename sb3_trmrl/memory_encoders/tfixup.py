@@ -6,7 +6,7 @@ from typing import Literal
 import torch as th
 from torch import nn
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_choice, check_integers
 from sb3_trmrl.memory_encoders.attention import TransformerLayer, n_cache_slots, newest_in_slots, next_slots
 from sb3_trmrl.memory_encoders.base import MemoryState, WindowMemoryEncoder, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotation_at, sinusoidal_encoding
@@ -97,19 +97,13 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
         if positions is None:
             positions = "sinusoidal" if attention == "window" else "rotary"
         ff_dim = 4 * embed_dim if ff_dim is None else ff_dim
-        for name, size in dict(
-            embed_dim=embed_dim, n_heads=n_heads, n_layers=n_layers, ff_dim=ff_dim, memory_length=memory_length
-        ).items():
-            if not is_integer(size, 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
-        for name, value, choices in (
-            ("attention", attention, ("window", "trial")),
-            ("positions", positions, ("rotary", "sinusoidal", "learned")),
-            ("normalization", normalization, ("none", "pre")),
-            ("initialization", initialization, ("trmrl", "tfixup", "xavier")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+        check_integers(
+            dict(embed_dim=embed_dim, n_heads=n_heads, n_layers=n_layers, ff_dim=ff_dim, memory_length=memory_length)
+        )
+        check_choice("attention", attention, ("window", "trial"))
+        check_choice("positions", positions, ("rotary", "sinusoidal", "learned"))
+        check_choice("normalization", normalization, ("none", "pre"))
+        check_choice("initialization", initialization, ("trmrl", "tfixup", "xavier"))
         super().__init__(token_dim, features_dim=embed_dim, memory_length=memory_length)
         self.n_heads, self.head_dim = n_heads, embed_dim // n_heads
         if positions == "rotary":

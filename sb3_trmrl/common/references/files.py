@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials, relevant_kwargs
 from sb3_trmrl.common.references.exact import CLOSED_FORMS, SCRIPTS, RandomAgent
 from sb3_trmrl.common.references.trained import SeesTasks, train_reference, training_settings
@@ -86,10 +86,7 @@ def make_references(
         raise ValueError(f"agents must be some of {list(AGENTS)}, got {list(agents)}.")
     if len(seeds) == 0:
         raise ValueError("seeds must hold at least one seed, got none.")
-    numbers = dict(n_tasks=n_tasks, n_episodes=n_episodes, timesteps=1 if timesteps is None else timesteps)
-    for name, number in numbers.items():
-        if not is_integer(number, 1):
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+    check_integers(dict(n_tasks=n_tasks, n_episodes=n_episodes, timesteps=1 if timesteps is None else timesteps))
     module, _, env_id = env_id.rpartition(":")  # as in gym.make: a module to import before
     if module:
         importlib.import_module(module)
