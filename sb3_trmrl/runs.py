@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
@@ -19,7 +20,8 @@ from sb3_trmrl.envs.registration import evaluation_kwargs
 from sb3_trmrl.rl2_ppo import RL2PPO
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
 
-ALGORITHMS = ("trmrl", "rl2", "ppo", "ppo_lstm")
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"trmrl": TrMRLPPO, "rl2": RL2PPO, "ppo": PPO, "ppo_lstm": RecurrentPPO}
+"""By the name that ``--algo`` takes, here and in RL Zoo."""
 
 
 class _ZooLoader(yaml.SafeLoader):
@@ -91,7 +93,7 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
     if path.is_dir() and not (path / "config.json").exists():
         return _from_log_folder(path, algo, env_id, device)
     if path.is_file():
-        args = _read_yaml(path.parent / path.stem / "args.yml") or _read_args(path.parent)
+        args = _read_yaml(path.parent / path.stem / "args.yml") or _read(path.parent, "args.yml")
         _check_no_wrappers(path.parent)
         kwargs = _read_env_kwargs(path.parent)
         model = _load_zip(path, algo or args.get("algo"), device)
@@ -143,13 +145,12 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
 def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device: str) -> Run:
     folder = _latest_run(folder)
     _check_no_wrappers(folder)
-    args = _read_args(folder)
+    args = _read(folder, "args.yml")
     trained_on = args.get("env")
     # The final model first, named as the zoo does; then the best ones
     names = [f"{str(trained_on).replace('/', '-')}.zip", "best_meta_model.zip", "best_model.zip"]
-    zips = [folder / name for name in names if (folder / name).is_file()] or sorted(folder.glob("*.zip"), key=_last_change)[
-        -1:
-    ]
+    zips = [folder / name for name in names if (folder / name).is_file()]
+    zips = zips or sorted(folder.glob("*.zip"), key=_last_change)[-1:]
     if not zips:
         raise ValueError(f"{folder} holds no model: no zip file, no config.json of save_pretrained, no run of RL Zoo.")
     model = _load_zip(zips[0], algo or args.get("algo"), device)
@@ -159,9 +160,9 @@ def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device:
 
 def _latest_run(folder: Path) -> Path:
     """:return: The run that was written last, if ``folder`` holds runs of the zoo; else ``folder`` itself."""
-    if _read_args(folder):
+    if _read(folder, "args.yml"):
         return folder
-    runs = sorted((child for child in folder.iterdir() if child.is_dir() and _read_args(child)), key=_last_change)
+    runs = sorted((child for child in folder.iterdir() if child.is_dir() and _read(child, "args.yml")), key=_last_change)
     return runs[-1] if runs else folder
 
 
@@ -169,26 +170,19 @@ def _last_change(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _read_args(folder: Path) -> dict[str, Any]:
-    for path in sorted(folder.glob("*/args.yml")):
-        return _read_yaml(path)
-    return {}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    for path in sorted(folder.glob("*/config.yml")):
-        return _read_yaml(path)
-    return {}
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """:return: What the zoo has written down of a run in its ``args.yml`` or ``config.yml``; nothing if there is none."""
+    return next((_read_yaml(path) for path in sorted(folder.glob(f"*/{name}"))), {})
 
 
 def _read_env_kwargs(folder: Path) -> dict[str, Any]:
-    config = _read_config(folder)
-    return {**(config.get("env_kwargs") or {}), **(_read_args(folder).get("env_kwargs") or {})} if config else {}
+    config, args = _read(folder, "config.yml"), _read(folder, "args.yml")
+    return {**(config.get("env_kwargs") or {}), **(args.get("env_kwargs") or {})} if config else {}
 
 
 def _check_no_wrappers(folder: Path) -> None:
     # Here nobody would put them around the environment, and the model would be judged without
-    config = _read_config(folder)
+    config = _read(folder, "config.yml")
     wrappers = {name: config[name] for name in ("env_wrapper", "vec_env_wrapper", "frame_stack") if config.get(name)}
     if wrappers:
         raise ValueError(
@@ -227,16 +221,11 @@ def _load_zip(path: Path, algo: str | None, device: str) -> BaseAlgorithm:
         raise ValueError(f"which algorithm is {path} of? Give algo, one of {list(ALGORITHMS)}.")
     if algo not in ALGORITHMS:
         raise ValueError(f"{path} is of the algorithm {algo!r}; there are {list(ALGORITHMS)} here.")
-    classes: dict[str, type[BaseAlgorithm]] = {"trmrl": TrMRLPPO, "rl2": RL2PPO, "ppo": PPO}
-    if algo == "ppo_lstm":
-        from sb3_contrib import RecurrentPPO
-
-        classes["ppo_lstm"] = RecurrentPPO
     try:
-        return classes[algo].load(path, device=device)
+        return ALGORITHMS[algo].load(path, device=device)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError, EOFError, OSError) as error:
         raise ValueError(
-            f"{path} is no model of {classes[algo].__name__} (--algo {algo}), or it is broken: {error}"
+            f"{path} is no model of {ALGORITHMS[algo].__name__} (--algo {algo}), or it is broken: {error}"
         ) from error
     except (zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is broken: {error}") from error

@@ -21,11 +21,12 @@ from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
 from sb3_trmrl.hub.pretrained import MODEL_FILES, check_acts_alone, find_folder, load, read_config, save_pretrained
 from sb3_trmrl.plots import plot_adaptation_curve
+from sb3_trmrl.runs import ALGORITHMS
 
 CARD = "README.md"
 SB3_FILES = ("args.yml", "config.yml", "env_kwargs.yml", "train_eval_metrics.zip", "vec_normalize.pkl")
 """What stands beside SB3's zip, for RL Zoo."""
-ZOO_NAMES = {"TrMRLPPO": "trmrl", "RL2PPO": "rl2"}
+ZOO_NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
 """``--algo`` of RL Zoo."""
 
 
