@@ -9,18 +9,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials
 from sb3_trmrl.common.logs import read_learning_curves
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.references import References, load_references
-from sb3_trmrl.common.statistics import adaptation_score, score_interval
 from sb3_trmrl.inspection import inspect_trials
 from sb3_trmrl.plots.adaptation_curve import draw_adaptation_curve
 from sb3_trmrl.plots.attention import attention_figure, embeddings_figure
 from sb3_trmrl.plots.learning_curve import learning_curve_figure
-from sb3_trmrl.plots.ood import draw_task_returns, has_parameters, task_parameter, training_range
+from sb3_trmrl.plots.ood import draw_task_returns, has_parameters, reference_lines, task_parameter, training_range
 from sb3_trmrl.plots.performance_profile import draw_performance_profile
 from sb3_trmrl.plots.style import new_figure
 from sb3_trmrl.runs import Run
@@ -152,15 +149,14 @@ def _adaptation(split: str, result: AdaptationResult, references: References | N
     for name, curve in known.items():
         header.append(name)
         columns.append([f"{value:.2f}" for value in curve])
-    if references is not None and {"oracle", "blind"} <= set(known):
-        blind, oracle = references.returns["blind"], references.returns["oracle"]
-        score = adaptation_score(result.returns, blind, oracle)
-        lower, upper = score_interval(result.returns[None], blind, oracle, references.paired)
+    scores = {} if references is None else references.scores(result.returns[None])
+    if scores:
+        bounds = zip(scores["score"], *scores["score_interval"], strict=True)
         header.append("score")
-        columns.append([f"{s:.2f} [{lo:.2f}, {up:.2f}]" for s, lo, up in zip(score, lower, upper, strict=True)])
-        if "reactive" in known:
-            header.append("reactive's score")
-            columns.append([f"{s:.2f}" for s in adaptation_score(references.returns["reactive"], blind, oracle)])
+        columns.append([f"{score:.2f} [{low:.2f}, {high:.2f}]" for score, low, high in bounds])
+    if "reactive_score" in scores:
+        header.append("reactive's score")
+        columns.append([f"{score:.2f}" for score in scores["reactive_score"]])
     parts.append(_table(header, [list(row) for row in zip(*columns, strict=True)]))
     if references is None:
         parts.append(
@@ -181,15 +177,7 @@ def _tasks(results: dict[str, AdaptationResult], references: dict[str, Reference
     except ValueError:
         name = ""
     if name:
-        lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for reference in ("oracle", "blind"):
-            points = [
-                (task_parameter(result)[1], found.returns[reference][:, -1])
-                for split, result in results.items()
-                if (found := references[split]) is not None and found.paired and reference in found.returns
-            ]
-            if points:
-                lines[reference] = tuple(np.concatenate(part) for part in zip(*points, strict=True))  # type: ignore[assignment]
+        lines = reference_lines([(result, references[split]) for split, result in results.items()])
         figure = new_figure()
         draw_task_returns(figure.subplots(), results, lines, name, training_range(first, name))
         caption = "Return of the last episode against the task; shaded: where training tasks lie. Grey lines: references."

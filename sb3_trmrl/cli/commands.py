@@ -17,7 +17,6 @@ from sb3_trmrl.cli.text import (
     evaluation_data,
     evaluation_text,
     number,
-    scores_of,
     table,
     to_json,
 )
@@ -162,7 +161,7 @@ def compare(arguments: argparse.Namespace) -> None:
             "iqm_last_episode": interquartile_mean(last[name]),
             "iqm_interval": bootstrap_interval(last[name], resample_tasks=True),
             "gain": returns[:, :, -1].mean() - returns[:, :, 0].mean(),
-            **scores_of(returns, references),
+            **({} if references is None else references.scores(returns)),
         }
         if name != names[0]:
             data[name]["probability_better_than_first"] = probability_of_improvement(last[name], last[names[0]])

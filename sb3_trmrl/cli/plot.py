@@ -3,8 +3,6 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from sb3_trmrl.cli.commands import PICTURE_ENDINGS, check_outputs
 from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.common.evaluation import AdaptationResult
@@ -49,21 +47,11 @@ def _plot_adaptation(arguments: argparse.Namespace) -> None:
 
 def _plot_tasks(arguments: argparse.Namespace) -> None:
     from sb3_trmrl.plots import plot_task_returns
-    from sb3_trmrl.plots.ood import task_parameter, training_range
+    from sb3_trmrl.plots.ood import reference_lines, training_range
 
     results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
     first = next(iter(results.values()))
-    lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    found = [(result, load_references(result)) for result in results.values()]
-    for agent in ("oracle", "blind"):
-        points = [
-            (task_parameter(result, arguments.parameter)[1], references.returns[agent][:, -1])
-            for result, references in found
-            if references is not None and references.paired and agent in references.returns
-        ]
-        if points:
-            values, returns = (np.concatenate(part) for part in zip(*points, strict=True))
-            lines[agent] = values, returns
+    lines = reference_lines([(result, load_references(result)) for result in results.values()], arguments.parameter)
     plot_task_returns(
         results,
         arguments.output,

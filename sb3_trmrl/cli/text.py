@@ -7,7 +7,7 @@ import numpy as np
 
 from sb3_trmrl.common.evaluation import AdaptationResult
 from sb3_trmrl.common.references import References
-from sb3_trmrl.common.statistics import adaptation_score, interquartile_mean, score_interval
+from sb3_trmrl.common.statistics import adaptation_score, interquartile_mean
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,25 +72,6 @@ def to_json(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def scores_of(returns: np.ndarray, references: References | None) -> dict[str, Any]:
-    """
-    :param returns: Returns of an agent, (n_runs, n_tasks, n_episodes).
-    :param references: References for them.
-    :return: ``score``, ``score_interval`` and, if it is known, ``reactive_score``, each by episode; empty without oracle and
-        blind.
-    """
-    if references is None or not {"oracle", "blind"} <= set(references.returns):
-        return {}
-    blind, oracle = references.returns["blind"], references.returns["oracle"]
-    scores: dict[str, Any] = {
-        "score": adaptation_score(returns.mean(axis=0), blind, oracle),
-        "score_interval": score_interval(returns, blind, oracle, references.paired),
-    }
-    if "reactive" in references.returns:
-        scores["reactive_score"] = adaptation_score(references.returns["reactive"], blind, oracle)
-    return scores
-
-
 NO_REFERENCES = "No references for this family, split and keywords: `sb3-trmrl references FAMILY` makes them."
 
 
@@ -126,7 +107,7 @@ def evaluation_text(result: AdaptationResult, references: References | None) -> 
     for name, returns in ({} if references is None else references.returns).items():
         header.append(name)
         columns.append([number(value, digits) for value in returns.mean(axis=0)])
-    scores = scores_of(result.returns[None], references)
+    scores = {} if references is None else references.scores(result.returns[None])
     if scores:
         header.append("score [95 % interval]")
         columns.append([with_interval(*cells) for cells in zip(scores["score"], *scores["score_interval"], strict=True)])
@@ -176,7 +157,7 @@ def evaluation_data(result: AdaptationResult, references: References | None) -> 
         "success": result.success,
         "tasks": result.tasks,
         "wall_time": result.wall_time,
-        **scores_of(result.returns[None], references),
+        **({} if references is None else references.scores(result.returns[None])),
     }
     environments = result.by_environment()
     if environments:

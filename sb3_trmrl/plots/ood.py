@@ -1,7 +1,7 @@
 """Return against the task's parameter, inside and outside of the range that was trained on."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
+from sb3_trmrl.common.references import References
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.plots.style import agent_style, finish, legend_label, new_figure, reference_style, save_figure
 
@@ -29,8 +30,8 @@ def task_parameter(result: AdaptationResult, parameter: str | None = None) -> tu
     The number that tasks are sorted by.
 
     :param result: Whose tasks.
-    :param parameter: Name of a task parameter, of an entry of it (``"goal[1]"``), or ``"angle"`` of a ``goal``; by default the
-        only number, else the direction of a point in the plane, else the first entry.
+    :param parameter: Name of a task parameter, of an entry of it (``"goal[1]"``), or of the angle of a point in the plane
+        (``"goal angle"``); by default the only number, else the direction of a point in the plane, else the first entry.
     :return: Name with indices, and the value of each task, ``(n_tasks,)``.
     :raises ValueError: If the tasks have no such parameter.
     """
@@ -73,6 +74,28 @@ def training_range(result: AdaptationResult, parameter: str | None = None) -> tu
     family.close()
     _, values = task_parameter(dataclasses.replace(result, tasks=tasks), parameter)
     return float(values.min()), float(values.max())
+
+
+def reference_lines(
+    results: Sequence[tuple[AdaptationResult, References | None]], parameter: str | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    :param results: Results and the references for each.
+    :param parameter: See :func:`task_parameter`.
+    :return: Of oracle and blind, as far as they have played the same tasks: parameters and returns of the last episode,
+        ``(n_tasks,)`` each, for :func:`draw_task_returns`.
+    """
+    lines = {}
+    for agent in ("oracle", "blind"):
+        points = [
+            (task_parameter(result, parameter)[1], references.returns[agent][:, -1])
+            for result, references in results
+            if references is not None and references.paired and agent in references.returns
+        ]
+        if points:
+            values, returns = (np.concatenate(part) for part in zip(*points, strict=True))
+            lines[agent] = values, returns
+    return lines
 
 
 def draw_task_returns(

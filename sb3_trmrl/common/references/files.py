@@ -19,6 +19,7 @@ from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials, relevant_kwargs
 from sb3_trmrl.common.references.exact import CLOSED_FORMS, SCRIPTS, RandomAgent
 from sb3_trmrl.common.references.trained import SeesTasks, train_reference, training_settings
+from sb3_trmrl.common.statistics import adaptation_score, score_interval
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.registration import TRIAL_KEYWORDS, evaluation_kwargs
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
@@ -256,6 +257,23 @@ class References:
         """:return: Mean returns by agent, ``(n_episodes,)``, for pictures: random, far below all else, only without blind."""
         left_out = {"random"} if "blind" in self.returns else set()
         return {agent: curve for agent, curve in self.curves().items() if agent not in left_out}
+
+    def scores(self, returns: np.ndarray) -> dict[str, Any]:
+        """
+        :param returns: Returns of an agent, (n_runs, n_tasks, n_episodes).
+        :return: ``score``, ``score_interval`` (lower and upper bounds) and, if it is known, ``reactive_score``, (n_episodes,)
+            each; empty without oracle and blind.
+        """
+        if not {"oracle", "blind"} <= set(self.returns):
+            return {}
+        blind, oracle = self.returns["blind"], self.returns["oracle"]
+        scores: dict[str, Any] = {
+            "score": adaptation_score(returns.mean(axis=0), blind, oracle),
+            "score_interval": score_interval(returns, blind, oracle, self.paired),
+        }
+        if "reactive" in self.returns:
+            scores["reactive_score"] = adaptation_score(self.returns["reactive"], blind, oracle)
+        return scores
 
 
 def load_references(result: AdaptationResult) -> References | None:
