@@ -6,7 +6,6 @@ call of ``scaled_dot_product_attention``, features at the return of ``MemoryEnco
 costs, outside of :func:`record`.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -209,18 +208,8 @@ class Inspection:
         if path.suffix != ".npz":
             raise ValueError(f"path must end in .npz, got {str(path)!r}.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        result = self.result
-        arrays = {} if result.success is None else {"success": result.success}
-        np.savez_compressed(
-            path,
-            embeddings=self.embeddings.astype(np.float32),
-            attention=self.attention.astype(np.float32),
-            returns=result.returns,
-            lengths=result.lengths,
-            tasks=np.array([json.dumps(task) for task in result.tasks]),
-            facts=json.dumps({"wall_time": result.wall_time, "settings": result.settings}),
-            **arrays,  # type: ignore[arg-type]
-        )
+        own = {"embeddings": self.embeddings.astype(np.float32), "attention": self.attention.astype(np.float32)}
+        np.savez_compressed(path, **own, **self.result.as_arrays())  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | Path) -> "Inspection":

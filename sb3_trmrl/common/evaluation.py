@@ -122,6 +122,15 @@ class AdaptationResult:
             success=None if self.success is None else self.success[rows],
         )
 
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """:return: What an npz file holds of it: arrays, the tasks and the other facts as JSON strings."""
+        arrays = {"returns": self.returns, "lengths": self.lengths}
+        if self.success is not None:
+            arrays["success"] = self.success
+        tasks = np.array([_as_json(task) for task in self.tasks])
+        facts = np.array(_as_json({"wall_time": self.wall_time, "settings": self.settings}))
+        return {**arrays, "tasks": tasks, "facts": facts}
+
     def save(self, path: str | Path) -> None:
         """
         Write the result to a file; :meth:`load` gives it back.
@@ -130,17 +139,13 @@ class AdaptationResult:
         :raises ValueError: on another ending
         """
         path = Path(path)
-        arrays = {"returns": self.returns, "lengths": self.lengths}
-        if self.success is not None:
-            arrays["success"] = self.success
-        facts = {"wall_time": self.wall_time, "settings": self.settings}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".npz":
-            tasks = np.array([_as_json(task) for task in self.tasks])
             with path.open("wb") as file:  # numpy appends .npz to a path that ends in .NPZ
-                np.savez_compressed(file, **arrays, tasks=tasks, facts=_as_json(facts))  # type: ignore[arg-type]
+                np.savez_compressed(file, **self.as_arrays())  # type: ignore[arg-type]
         elif path.suffix.lower() == ".json":
-            content = {**facts, "tasks": self.tasks, **{name: array.tolist() for name, array in arrays.items()}}
+            known = {name: part for name, part in vars(self).items() if part is not None}
+            content = {name: part.tolist() if isinstance(part, np.ndarray) else part for name, part in known.items()}
             path.write_text(_as_json(content), encoding="utf-8")
         else:
             raise ValueError(f"path must end in .npz or .json, got {str(path)!r}.")
