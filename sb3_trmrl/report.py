@@ -2,7 +2,6 @@
 
 import base64
 import datetime
-import importlib.metadata
 import io
 from collections.abc import Sequence
 from html import escape
@@ -13,6 +12,7 @@ from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, m
 from sb3_trmrl.common.logs import read_learning_curves
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.references import References, load_references
+from sb3_trmrl.common.versions import versions
 from sb3_trmrl.inspection import inspect_trials
 from sb3_trmrl.plots.adaptation_curve import draw_adaptation_curve
 from sb3_trmrl.plots.attention import attention_figure, embeddings_figure
@@ -222,7 +222,6 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _foot(command: str) -> str:
-    names = ("sb3_trmrl", "stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    known = ", ".join(f"{name} {version}" for name, version in versions().items())
     made = f" by <code>{escape(command)}</code>" if command else ""
-    return f'<p class="quiet">Made on {datetime.date.today().isoformat()}{made}. {escape(versions)}.</p>'
+    return f'<p class="quiet">Made on {datetime.date.today().isoformat()}{made}. {escape(known)}.</p>'

@@ -222,7 +222,7 @@ def test_other_settings_are_other_agents(cache, monkeypatch):
     monkeypatch.setattr(files, "train_reference", counted)
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
-    monkeypatch.setattr(files, "_versions", lambda: {"torch": "99"})
+    monkeypatch.setattr(files, "versions", lambda: {"torch": "99"})
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]
     assert len(trained) == 2 and len(list((cache / "MetaBandit-v0").glob("reactive_seed0_1_steps_*.zip"))) == 3

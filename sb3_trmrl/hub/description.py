@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import math
-import platform
 import types
 import typing
 from collections import OrderedDict
@@ -11,16 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
-import stable_baselines3
-import torch as th
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-import sb3_trmrl
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.registration import TASK_FAMILIES
@@ -508,16 +503,3 @@ def make_environment(data: dict[str, Any], observation_space: spaces.Space[Any],
         return make_meta_vec_env(env_id, n_envs, env_kwargs=kwargs)
     except (TypeError, ValueError) as error:
         raise MalformedFileError(f"{env_id} can't be made from config.json: {error}") from error
-
-
-def versions() -> dict[str, str]:
-    """:return: Versions of what decides about numbers."""
-    return {
-        "sb3_trmrl": sb3_trmrl.__version__,
-        "stable_baselines3": stable_baselines3.__version__,
-        "torch": th.__version__,
-        "gymnasium": gym.__version__,
-        "mujoco": mujoco.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

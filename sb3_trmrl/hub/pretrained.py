@@ -1,6 +1,7 @@
 """Saving a model to a folder of data, and loading one from a folder or the Hub, whoever wrote it."""
 
 import os
+import platform
 import re
 import threading
 import warnings
@@ -20,6 +21,7 @@ from torch.distributions import Distribution
 from torch.nn.modules import module as module_hooks
 
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.common.versions import versions
 from sb3_trmrl.hub import training_state as state_io
 from sb3_trmrl.hub.description import (
     MAX_ENVS,
@@ -29,7 +31,6 @@ from sb3_trmrl.hub.description import (
     encode_space,
     environment_keywords,
     read_hyperparameters,
-    versions,
 )
 from sb3_trmrl.hub.errors import (
     DownloadError,
@@ -174,7 +175,7 @@ def describe(model: MemoryPPO) -> dict[str, Any]:
             "n_updates": model._n_updates,
             "command": model.train_command,
         },
-        "versions": versions(),
+        "versions": {**versions(), "python": platform.python_version()},
     }
 
 

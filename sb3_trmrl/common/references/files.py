@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import importlib
-import importlib.metadata
 import json
 import os
 import time
@@ -20,6 +19,7 @@ from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, m
 from sb3_trmrl.common.references.exact import CLOSED_FORMS, SCRIPTS, RandomAgent
 from sb3_trmrl.common.references.trained import SeesTasks, train_reference, training_settings
 from sb3_trmrl.common.statistics import adaptation_score, score_interval
+from sb3_trmrl.common.versions import versions
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.registration import TRIAL_KEYWORDS, evaluation_kwargs
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
@@ -144,18 +144,13 @@ def make_references(
         entry["seconds"] = round(time.perf_counter() - start, 1)
         entry["date"] = datetime.date.today().isoformat()
         entry["command"] = command
-        entry["versions"] = _versions()
+        entry["versions"] = versions()
         # (n_seeds, n_tasks, n_episodes)
         entry["returns"] = {split: np.round(np.stack(arrays), 3).tolist() for split, arrays in returns.items()}
         content["agents"][agent] = entry
         # After each agent: a broken-off run goes on where it was
         _write(path, lambda partial: partial.write_text(json.dumps(content) + "\n", encoding="utf-8"))
     return path
-
-
-def _versions() -> dict[str, str]:
-    names = ("sb3_trmrl", "stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
@@ -226,7 +221,7 @@ def _trained(
     steps = int(settings["n_timesteps"]) if timesteps is None else timesteps
     folder = cache_dir() / file_name(env_id, env_kwargs).removesuffix(".json")
     # Schedules are objects: what they hold, not where they lie
-    made_with = json.dumps([settings, _versions()], sort_keys=True, default=lambda value: f"{type(value)} {vars(value)}")
+    made_with = json.dumps([settings, versions()], sort_keys=True, default=lambda value: f"{type(value)} {vars(value)}")
     path = folder / f"{agent}_seed{seed}_{steps}_steps_{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.zip"
     if path.exists():
         return TrMRLPPO.load(path, device="cpu")
