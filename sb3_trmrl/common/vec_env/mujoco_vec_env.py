@@ -368,7 +368,7 @@ class MujocoVecEnv(VecEnv):
         if ended.any():
             for index in np.flatnonzero(ended).tolist():
                 if blown_up is not None and blown_up[index]:
-                    result = self._blown_up(index, observations[index])
+                    result = self._slots[index].meta_env._blown_up(observations[index])
                 else:
                     info = {name: float(term[index]) for name, term in terms.items()}
                     result = observations[index], float(rewards[index]), bool(terminated[index]), False, info
@@ -416,13 +416,6 @@ class MujocoVecEnv(VecEnv):
         return tokens
 
     # ---- ends of episodes ------------------------------------------------------------------------------------------
-
-    def _blown_up(self, index: int, observation: np.ndarray) -> StepResult:
-        """:return: What the single environment returns for a simulation that blew up; ``observation`` is the last good one."""
-        meta_env = self._slots[index].meta_env
-        meta_env._warn_unstable()
-        terminated = meta_env.terminates_when_unstable
-        return observation, 0.0, terminated, not terminated, {"unstable": True}
 
     def _end_episode(self, index: int, result: StepResult) -> tuple[np.ndarray, bool, dict[str, Any]]:
         """

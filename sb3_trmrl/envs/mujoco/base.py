@@ -177,9 +177,7 @@ class MujocoMetaEnv(MetaEnv):
         before = PhysicsState(state.qpos.copy(), state.qvel.copy(), state.sensordata.copy())
         self.data.ctrl[:] = self.controls(action)[0]
         if self._step_physics() or is_unstable(state)[0]:
-            self._warn_unstable()
-            terminated = self.terminates_when_unstable
-            return self.observe(before)[0], 0.0, terminated, not terminated, {"unstable": True}
+            return self._blown_up(self.observe(before)[0])
         terminated = bool(self.terminations(state)[0])
         reward, terms = self.rewards(before, state, action, self._task_arrays)
         info = {name: float(term[0]) for name, term in terms.items()}
@@ -201,7 +199,8 @@ class MujocoMetaEnv(MetaEnv):
         mujoco.mj_step(self.model, self.data)
         return gave_up
 
-    def _warn_unstable(self) -> None:
+    def _blown_up(self, observation: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """:return: What a step returns in which the simulation has blown up; ``observation`` is the last good one."""
         if not self._warned_unstable:
             self._warned_unstable = True
             warnings.warn(
@@ -209,6 +208,8 @@ class MujocoMetaEnv(MetaEnv):
                 "Said once per environment; count info['unstable'] to see how often it happens.",
                 stacklevel=2,
             )
+        terminated = self.terminates_when_unstable
+        return observation, 0.0, terminated, not terminated, {"unstable": True}
 
     def user_inputs(self) -> np.ndarray:
         """:return: What the family has set beside the controls, ``(mj_stateSize(model, USER_INPUTS),)``."""
