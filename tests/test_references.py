@@ -14,7 +14,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trmrl import AdaptationResult, TrMRLPPO, evaluate_adaptation, hyperparams_dir
 from sb3_trmrl.common.env_util import make_meta_vec_env
-from sb3_trmrl.common.evaluation import relevant_kwargs
 from sb3_trmrl.common.references import (
     AGENTS,
     CLOSED_FORMS,
@@ -33,6 +32,7 @@ from sb3_trmrl.common.references import (
     trained,
 )
 from sb3_trmrl.envs import META_ENVS
+from sb3_trmrl.envs.registration import relevant_kwargs
 
 TINY = dict(timesteps=1, n_tasks=3, n_episodes=2)
 

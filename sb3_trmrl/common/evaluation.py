@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgen
 from sb3_trmrl.common.npz import read_arrays
 from sb3_trmrl.common.statistics import curve_interval
 from sb3_trmrl.envs.meta_env import Task
-from sb3_trmrl.envs.registration import TASK_FAMILIES, TRIAL_KEYWORDS
+from sb3_trmrl.envs.registration import relevant_kwargs
 from sb3_trmrl.envs.trial import TrialWrapper
 
 MAX_DRAWS_PER_TASK = 10
@@ -528,21 +527,6 @@ def _played_in(result: AdaptationResult) -> tuple[str | None, dict[str, Any] | N
 def _as_json(content: Any) -> str:
     """:return: As JSON; numbers of numpy as numbers, what else is no JSON as text."""
     return json.dumps(content, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
-
-
-def relevant_kwargs(env_id: str, env_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """
-    :param env_id: A registered id.
-    :param env_kwargs: Keywords of the environment.
-    :return: Those that change what a return is worth: neither trial length, split and rendering nor defaults of the family.
-    """
-    family = TASK_FAMILIES.get(env_id)
-    defaults = inspect.signature(family).parameters if family is not None else {}
-    return {
-        name: value
-        for name, value in sorted((env_kwargs or {}).items())
-        if name not in TRIAL_KEYWORDS and not (name in defaults and defaults[name].default == value)
-    }
 
 
 def adaptation_table(results: dict[str, AdaptationResult]) -> str:

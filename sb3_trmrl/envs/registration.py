@@ -1,5 +1,6 @@
 """Environment ids: every one is complete, i.e. makes a trial environment with token observations."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,12 +48,35 @@ TRAINING_KEYWORDS = ("random_frames",)
 """Keywords that augment training: agents are evaluated without them."""
 
 
+def family_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param env_kwargs: Keywords of an environment.
+    :return: Those of its family.
+    """
+    return {name: value for name, value in env_kwargs.items() if name not in TRIAL_KEYWORDS}
+
+
 def evaluation_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param env_kwargs: Keywords of a training environment.
     :return: Those that an agent from it is evaluated with, beside trial length and split, which are the evaluation's own.
     """
-    return {name: value for name, value in env_kwargs.items() if name not in (*TRIAL_KEYWORDS, *TRAINING_KEYWORDS)}
+    return {name: value for name, value in family_kwargs(env_kwargs).items() if name not in TRAINING_KEYWORDS}
+
+
+def relevant_kwargs(env_id: str, env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """
+    :param env_id: A registered id.
+    :param env_kwargs: Keywords of the environment.
+    :return: Those that change what a return is worth, sorted: of the family, but for what are its defaults.
+    """
+    family = TASK_FAMILIES.get(env_id)
+    defaults = inspect.signature(family).parameters if family is not None else {}
+    return {
+        name: value
+        for name, value in sorted(family_kwargs(env_kwargs or {}).items())
+        if not (name in defaults and defaults[name].default == value)
+    }
 
 
 def make_trial_env(

@@ -15,13 +15,13 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_trmrl.common.arguments import check_integers
-from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials, relevant_kwargs
+from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials
 from sb3_trmrl.common.references.exact import CLOSED_FORMS, SCRIPTS, RandomAgent
 from sb3_trmrl.common.references.trained import SeesTasks, train_reference, training_settings
 from sb3_trmrl.common.statistics import adaptation_score, score_interval
 from sb3_trmrl.common.versions import versions
 from sb3_trmrl.envs.meta_env import Task
-from sb3_trmrl.envs.registration import TRIAL_KEYWORDS, evaluation_kwargs
+from sb3_trmrl.envs.registration import evaluation_kwargs, family_kwargs, relevant_kwargs
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
 
 AGENTS = ("oracle", "reactive", "blind", "random")
@@ -93,8 +93,7 @@ def make_references(
         importlib.import_module(module)
     # What they are trained on, they are evaluated on, and it is what an agent of the same file was trained on
     of_file = evaluation_kwargs(training_settings(env_id, conf_file).get("env_kwargs", {}))
-    asked = {name: value for name, value in (env_kwargs or {}).items() if name not in TRIAL_KEYWORDS}
-    training_kwargs = {**of_file, **asked}
+    training_kwargs = {**of_file, **family_kwargs(env_kwargs or {})}
     env_kwargs = relevant_kwargs(env_id, training_kwargs)
     path = cache_dir() if output is None else Path(output)
     path = path if path.suffix == ".json" else path / file_name(env_id, env_kwargs)
