@@ -35,7 +35,6 @@ VEC_ENVS = (DummyVecEnv, SubprocVecEnv, MujocoVecEnv, ProcessVecEnv)
 """Vectorised environments whose slots' state can be read and set."""
 STATELESS_WRAPPERS = ("PassiveEnvChecker", "OrderEnforcing")
 """Wrappers around a trial environment that a reset brings into the state they need."""
-RUNNING_STATISTICS = ("mean", "var", "count")
 
 State = dict[str, Any]
 
@@ -159,18 +158,18 @@ def _collect_log(model: MemoryPPO) -> list[State]:
     ]
 
 
-def _observation_statistics(env: VecNormalize) -> dict[str, RunningMeanStd]:
+def _statistics(env: VecNormalize) -> dict[str, RunningMeanStd]:
     if not env.norm_obs:
-        return {}
-    return env.obs_rms if isinstance(env.obs_rms, dict) else {"": env.obs_rms}
+        return {"ret_rms": env.ret_rms}
+    parts = env.obs_rms if isinstance(env.obs_rms, dict) else {"": env.obs_rms}
+    return {"ret_rms": env.ret_rms, **{f"obs_rms.{key}": rms for key, rms in parts.items()}}
 
 
 def _collect_vec_normalize(env: VecNormalize | None) -> State | None:
     if env is None:
         return None
-    statistics = {"ret_rms": env.ret_rms, **{f"obs_rms.{key}": rms for key, rms in _observation_statistics(env).items()}}
     return {
-        "statistics": {key: {name: getattr(rms, name) for name in RUNNING_STATISTICS} for key, rms in statistics.items()},
+        "statistics": {key: {"mean": rms.mean, "var": rms.var, "count": rms.count} for key, rms in _statistics(env).items()},
         "returns": env.returns,
     }
 
@@ -366,8 +365,7 @@ def _checked_observation(model: MemoryPPO, observation: Any) -> Any:
 def _restore_vec_normalize(env: VecNormalize | None, state: State | None) -> None:
     if env is None or state is None:
         return
-    saved = state["statistics"]
-    statistics = {"ret_rms": env.ret_rms, **{f"obs_rms.{key}": rms for key, rms in _observation_statistics(env).items()}}
+    saved, statistics = state["statistics"], _statistics(env)
     if set(statistics) != set(saved):
         raise ValueError(f"VecNormalize keeps {sorted(statistics)}, the checkpoint {sorted(saved)}")
     for key, rms in statistics.items():
