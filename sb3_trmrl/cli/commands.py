@@ -29,10 +29,16 @@ from sb3_trmrl.common.statistics import (
     probability_of_improvement,
     probability_of_improvement_interval,
 )
+from sb3_trmrl.inspection import attention_summary, inspect_trials
+from sb3_trmrl.plots import plot_adaptation_curve, plot_attention, plot_embeddings
+from sb3_trmrl.plots.adaptation_curve import draw_adaptation_curve
+from sb3_trmrl.plots.ood import has_parameters
+from sb3_trmrl.plots.performance_profile import draw_performance_profile
+from sb3_trmrl.plots.style import FORMATS, new_figure, save_figure
+from sb3_trmrl.report import write_report
 from sb3_trmrl.runs import Run, load_run
 
 RESULT_ENDINGS = (".npz", ".json")
-PICTURE_ENDINGS = (".png", ".svg", ".pdf")
 
 
 def check_outputs(paths: Sequence[Path], endings: Sequence[str]) -> None:
@@ -86,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     :param arguments: The command line.
     """
-    check_outputs(arguments.output, RESULT_ENDINGS + PICTURE_ENDINGS)
+    check_outputs(arguments.output, RESULT_ENDINGS + FORMATS)
     run = load_run(arguments.model, arguments.algo, arguments.env, arguments.device)
     data: dict[str, Any] = {}
     for split in arguments.split:
@@ -106,8 +112,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
             if path.suffix.lower() in RESULT_ENDINGS:
                 result.save(target)
             else:
-                from sb3_trmrl.plots import plot_adaptation_curve
-
                 known = {} if references is None else references.drawn_curves()
                 title = f"{result.settings['env_id']}, {result.n_tasks} {split} tasks"
                 plot_adaptation_curve({run.name: result}, target, known, title)
@@ -143,7 +147,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     :param arguments: The command line.
     """
-    check_outputs(arguments.output, PICTURE_ENDINGS)
+    check_outputs(arguments.output, FORMATS)
     agents = load_agents(arguments.agents, arguments)
     # All of them have to have played the same tasks
     stack_runs([result for runs in agents.values() for result in runs])
@@ -174,10 +178,6 @@ def compare(arguments: argparse.Namespace) -> None:
         if references is None and not arguments.no_references:
             print(NO_REFERENCES)
     for path in arguments.output:
-        from sb3_trmrl.plots.adaptation_curve import draw_adaptation_curve
-        from sb3_trmrl.plots.performance_profile import draw_performance_profile
-        from sb3_trmrl.plots.style import new_figure, save_figure
-
         known = {} if references is None else references.drawn_curves()
         figure = new_figure(11.0, 4.0)
         left, right = figure.subplots(1, 2)
@@ -195,10 +195,6 @@ def inspect(arguments: argparse.Namespace) -> None:
 
     :param arguments: The command line.
     """
-    from sb3_trmrl.inspection import attention_summary, inspect_trials
-    from sb3_trmrl.plots import plot_attention, plot_embeddings
-    from sb3_trmrl.plots.ood import has_parameters
-
     run = load_run(arguments.model, arguments.algo, arguments.env, arguments.device)
     if run.vec_normalize is not None:
         raise ValueError(
@@ -251,8 +247,6 @@ def report(arguments: argparse.Namespace) -> None:
 
     :param arguments: The command line.
     """
-    from sb3_trmrl.report import write_report
-
     check_outputs([arguments.output], [".html"])
     run = load_run(arguments.model, arguments.algo, arguments.env, arguments.device)
     write_report(

@@ -3,10 +3,23 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from sb3_trmrl.cli.commands import PICTURE_ENDINGS, check_outputs
+from sb3_trmrl.cli.commands import check_outputs
 from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.common.evaluation import AdaptationResult
+from sb3_trmrl.common.logs import read_learning_curves
 from sb3_trmrl.common.references import load_references
+from sb3_trmrl.inspection import Inspection
+from sb3_trmrl.plots import (
+    plot_adaptation_curve,
+    plot_attention,
+    plot_embeddings,
+    plot_learning_curve,
+    plot_performance_profile,
+    plot_task_returns,
+)
+from sb3_trmrl.plots.ood import reference_lines, training_range
+from sb3_trmrl.plots.style import FORMATS
+from sb3_trmrl.runs import log_folder
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -15,7 +28,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
     :param arguments: The command line.
     """
-    check_outputs([arguments.output], PICTURE_ENDINGS)
+    check_outputs([arguments.output], FORMATS)
     draw: Callable[[argparse.Namespace], None] = {
         "adaptation": _plot_adaptation,
         "tasks": _plot_tasks,
@@ -34,8 +47,6 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
 
 
 def _plot_adaptation(arguments: argparse.Namespace) -> None:
-    from sb3_trmrl.plots import plot_adaptation_curve
-
     results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
     first = next(iter(results.values()))
     same = all(result.tasks == first.tasks for result in results.values())
@@ -46,9 +57,6 @@ def _plot_adaptation(arguments: argparse.Namespace) -> None:
 
 
 def _plot_tasks(arguments: argparse.Namespace) -> None:
-    from sb3_trmrl.plots import plot_task_returns
-    from sb3_trmrl.plots.ood import reference_lines, training_range
-
     results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
     first = next(iter(results.values()))
     lines = reference_lines([(result, load_references(result)) for result in results.values()], arguments.parameter)
@@ -63,18 +71,12 @@ def _plot_tasks(arguments: argparse.Namespace) -> None:
 
 
 def _plot_profile(arguments: argparse.Namespace) -> None:
-    from sb3_trmrl.plots import plot_performance_profile
-
     results = {name: AdaptationResult.load(path) for name, path in _named(arguments.input).items()}
     scores = {name: result.returns[None, :, -1] for name, result in results.items()}
     plot_performance_profile(scores, arguments.output, arguments.title, "return of the last episode")
 
 
 def _plot_learning(arguments: argparse.Namespace) -> None:
-    from sb3_trmrl.common.logs import read_learning_curves
-    from sb3_trmrl.plots import plot_learning_curve
-    from sb3_trmrl.runs import log_folder
-
     curves = {}
     named = _named(arguments.input)
     for name, path in named.items():
@@ -85,9 +87,6 @@ def _plot_learning(arguments: argparse.Namespace) -> None:
 
 
 def _plot_attention(arguments: argparse.Namespace) -> None:
-    from sb3_trmrl.inspection import Inspection
-    from sb3_trmrl.plots import plot_attention, plot_embeddings
-
     if len(arguments.input) != 1:
         raise ValueError(f"plot {arguments.kind} draws one file of `sb3-trmrl inspect`, got {len(arguments.input)}.")
     inspection = Inspection.load(arguments.input[0])
