@@ -76,6 +76,7 @@ def write_report(
     kwargs = {**run.playing_kwargs, **(env_kwargs or {})}
     family = make_trials(run.env_id, kwargs)
     splits = list(family.meta_env.splits) if splits is None else list(splits)
+    family.close()
     results = {
         split: evaluate_adaptation(
             run.player, run.env_id, n_tasks, n_episodes, split, seed=seed, env_kwargs=kwargs, progress_bar=progress_bar

@@ -54,9 +54,7 @@ def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = No
         curves["evaluation"] = _read_evaluations(folder / "evaluations.npz", "results", TRIAL)
     if (folder / "meta_evaluations.npz").exists():
         curves["held-out tasks"] = _read_evaluations(folder / "meta_evaluations.npz", "returns", EPISODE)
-        with np.load(folder / "meta_evaluations.npz", allow_pickle=False) as file:
-            has_success = "success" in file
-        if has_success:
+        if "success" in read_arrays(folder / "meta_evaluations.npz"):
             success = _read_evaluations(folder / "meta_evaluations.npz", "success", SUCCESS)
             curves["success on held-out tasks"] = replace(success, returns=success.returns.mean(axis=1, keepdims=True))
     if not curves:

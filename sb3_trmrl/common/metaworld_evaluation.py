@@ -147,7 +147,7 @@ def evaluate_metaworld(
     goals = trials.meta_env.goals(split)
     trials.close()
     n_known = min(map(len, goals.values()))
-    if n_goals is not None and (isinstance(n_goals, bool) or not 1 <= n_goals <= n_known):
+    if n_goals is not None and (not is_integer(n_goals, 1) or n_goals > n_known):
         raise ValueError(f"n_goals must be an integer from 1 to {n_known} (or None for all), got {n_goals!r}.")
     tasks = [
         {"environment": environment, "split": split, "goal": goal}

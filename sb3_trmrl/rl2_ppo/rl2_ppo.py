@@ -18,8 +18,7 @@ class RL2PPO(MemoryPPO):
     episodes; PPO meta-trains it on whole trials.
 
     Papers: https://arxiv.org/abs/1611.02779, https://arxiv.org/abs/1611.05763. Two published settings:
-    ``hyperparams/rl2_paper.yml``. Its header says what
-    differs from them.
+    ``hyperparams/rl2_paper.yml``. Its header says what differs from them.
 
     Parameters as for :class:`~sb3_trmrl.common.on_policy_algorithm.MemoryPPO`, ``policy`` is ``"RL2Policy"`` or a subclass of
     it. On a plain environment it is PPO with recurrent memory, trained on whole episodes.

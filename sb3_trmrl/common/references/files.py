@@ -99,6 +99,7 @@ def make_references(
     path = path if path.suffix == ".json" else path / file_name(env_id, env_kwargs)
     env = make_trials(env_id, env_kwargs)
     splits, horizon, action_space = env.meta_env.splits, env.meta_env.horizon, env.action_space
+    env.close()
     drawn = {
         split: evaluate_adaptation(
             RandomAgent(action_space, 0), env_id, n_tasks, 1, split, seed=eval_seed, env_kwargs=env_kwargs

@@ -73,8 +73,7 @@ class HalfCheetahVel(HalfCheetah):
     | ``velocity`` v* | m/s | U[0, 3] | U[3, 4] |
 
     Reward: ``-|v_x - v*| - 0.05 sum a^2`` with v_x = (x_after - x_before) / dt; the terms are ``info["reward_velocity"]`` and
-    ``info["reward_ctrl"]``. Never terminates. Standing still earns -1.5 per step on average
-    over the training range.
+    ``info["reward_ctrl"]``. Never terminates. Standing still earns -1.5 per step on average over the training range.
 
     Source: Finn et al. 2017 (MAML); range, observation and OOD tasks as in TrMRL (Melo, ICML 2022).
     """
