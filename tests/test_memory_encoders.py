@@ -17,7 +17,9 @@ from sb3_trmrl.memory_encoders import (
     MemoryEncoder,
     MemoryState,
     TFixupTransformerEncoder,
+    attention,
     get_memory_encoder_class,
+    gtrxl,
     register_memory_encoder,
 )
 from sb3_trmrl.memory_encoders.attention import INITIAL_CACHE_SLOTS, TransformerLayer
@@ -40,12 +42,32 @@ def make_window_encoder(memory_length: int = 4, n_layers: int = 2, **kwargs) -> 
 
 # -- The contract ----------------------------------------------------------------------------------------------------
 
-every_encoder = pytest.mark.parametrize("label", ENCODERS)
+#: Also memories that are longer than a fresh cache and a block of queries
+CONTRACT = {
+    **ENCODERS,
+    "gtrxl-long": ("gtrxl", {**ENCODERS["gtrxl-segments"][1], "memory_length": 13}),
+    "snail-long": ("snail", {**ENCODERS["snail"][1], "memory_length": 9}),
+}
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    """Blocks of queries and caches that sequences of a test are longer than."""
+    for module, name, size in (
+        (attention, "INITIAL_CACHE_SLOTS", 4),
+        (attention, "QUERY_BLOCK", 7),
+        (gtrxl, "QUERY_BLOCK", 7),
+    ):
+        monkeypatch.setattr(module, name, size)
+
+
+def every_encoder(test):
+    return pytest.mark.usefixtures("small_sizes")(pytest.mark.parametrize("label", CONTRACT)(test))
 
 
 def make_encoder(label: str, seed: int = 0, **kwargs: Any) -> MemoryEncoder:
     """:return: The small encoder of that label for tokens of width 3, with no parameter at zero."""
-    name, small = ENCODERS[label]
+    name, small = CONTRACT[label]
     th.manual_seed(seed)
     encoder = MEMORY_ENCODERS[name](3, **{**small, **kwargs})
     with th.no_grad():
