@@ -66,7 +66,6 @@ def plot_adaptation_curve(
     :param references: Return of agents that don't adapt: a number per episode, for example ``{"blind": 5.0, "oracle": 8.3}``,
         or an array of shape (n_episodes,)
     :param title: Title of the picture
-    :raises ImportError: without matplotlib
     :raises ValueError: for another ending
     """
     figure = new_figure()

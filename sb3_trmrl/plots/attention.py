@@ -78,7 +78,6 @@ def plot_attention(inspection: Inspection, path: str | Path, task: int = 0, titl
     :param path: Where to write the picture (the ending chooses the format: png, svg, pdf)
     :param task: Which of the inspected tasks
     :param title: Title of the picture
-    :raises ImportError: without matplotlib
     :raises ValueError: for another ending, or if there is no attention to draw
     """
     save_figure(attention_figure(inspection, task, title), path)
@@ -138,7 +137,6 @@ def plot_embeddings(inspection: Inspection, path: str | Path, parameter: str | N
     :param path: Where to write the picture (the ending chooses the format: png, svg, pdf)
     :param parameter: Task parameter that chooses the colour
     :param title: Title of the picture
-    :raises ImportError: without matplotlib
     :raises ValueError: for another ending, or a parameter that the tasks do not have
     """
     save_figure(embeddings_figure(inspection, parameter, title), path)

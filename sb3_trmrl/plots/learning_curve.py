@@ -85,7 +85,6 @@ def plot_learning_curve(curves: Mapping[str, LearningCurve], path: str | Path, t
     :param curves: By name in the legend, see :func:`~sb3_trmrl.common.logs.read_learning_curves`
     :param path: Where to write the picture (the ending chooses the format: png, svg, pdf)
     :param title: Title of the picture
-    :raises ImportError: without matplotlib
     :raises ValueError: for another ending
     """
     save_figure(learning_curve_figure(curves, title), path)

@@ -158,7 +158,6 @@ def plot_task_returns(
     :param parameter: Which parameter, see :func:`task_parameter`
     :param shaded: Where training tasks lie, see :func:`training_range`
     :param title: Title of the picture
-    :raises ImportError: without matplotlib
     :raises ValueError: for another ending or a parameter that the tasks do not have
     """
     figure = new_figure()

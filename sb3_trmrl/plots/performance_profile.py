@@ -47,7 +47,6 @@ def plot_performance_profile(
     :param path: Where to write the picture (the ending chooses the format: png, svg, pdf)
     :param title: Title of the picture
     :param xlabel: What the scores are
-    :raises ImportError: without matplotlib
     :raises ValueError: for another ending
     """
     figure = new_figure()
