@@ -80,13 +80,11 @@ class Recording:
     What :func:`record` has seen, one entry per step of acting.
 
     :param embeddings: Features of the memory, (n_envs, features_dim) each
-    :param starts: Whether the memory was emptied before the step, bool, (n_envs,) each
     :param attention: For each step and layer the weights of the acting token, (n_recorded, n_heads, n_keys), and the age of
         what each key belongs to, (n_recorded, n_keys) int64: 0 is the current token, negative is an empty slot
     """
 
     embeddings: list[np.ndarray]
-    starts: list[np.ndarray]
     attention: list[list[tuple[np.ndarray, np.ndarray]]]
 
 
@@ -103,7 +101,7 @@ def record(model: BaseAlgorithm | MemoryActorCriticPolicy, n_attention: int | No
     encoder = _encoder(model)
     # An attribute of the instance goes before the method of the class
     original = encoder.step
-    recording = Recording([], [], [])
+    recording = Recording([], [])
     lengths = th.zeros(0, dtype=th.int64)
 
     def step(tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
@@ -112,7 +110,6 @@ def record(model: BaseAlgorithm | MemoryActorCriticPolicy, n_attention: int | No
         with _AttentionCalls(calls.append):
             features, state = original(tokens, state, memory_starts)
         recording.embeddings.append(features.detach().cpu().numpy().copy())
-        recording.starts.append(memory_starts.cpu().numpy().copy())
         if len(lengths) != len(tokens):
             lengths = th.zeros(len(tokens), dtype=th.int64)
         # Number of tokens in each memory, the current one included

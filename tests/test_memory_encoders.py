@@ -609,6 +609,7 @@ def test_unknown_encoder_gets_the_nearest_name():
         (dict(normalization="post"), r"normalization must be .* got 'post'"),
         (dict(attention="window", positions="rotary"), r"positions='rotary' needs attention='trial'"),
         (dict(embed_dim=12, n_heads=4), r"must be even, got embed_dim=12 and n_heads=4"),
+        (dict(embed_dim=10, n_heads=3), r"embed_dim must be divisible by n_heads, got embed_dim=10 and n_heads=3"),
     ],
 )
 def test_bad_sizes_name_argument_value_and_rule(kwargs, message):

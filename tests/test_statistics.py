@@ -193,6 +193,8 @@ def test_bad_scores(bad):
 
 
 def test_bad_confidence():
+    with pytest.raises(ValueError, match="the number of resamples must be an integer of at least 1, got 0"):
+        probability_of_improvement_interval(np.zeros((2, 2)), np.zeros((2, 2)), n_resamples=0)
     with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
         bootstrap_interval(np.ones((2, 2)), confidence=95)
     with pytest.raises(ValueError, match=r"\(n_runs, n_tasks, n_episodes\), got \(2, 2\)"):

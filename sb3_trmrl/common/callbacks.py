@@ -19,6 +19,7 @@ from sb3_trmrl.common.evaluation import (
     check_spaces,
     evaluate_adaptation,
     make_trials,
+    settings_of,
 )
 from sb3_trmrl.common.npz import read_arrays
 from sb3_trmrl.envs.registration import evaluation_kwargs
@@ -170,11 +171,8 @@ class MetaEvalCallback(BaseCallback):
         self._save(float(result.curve.mean()))
 
     def _settings(self) -> str:
-        """What an evaluation is of, but for the numbers of tasks and episodes; as in :class:`AdaptationResult`."""
-        env_kwargs = {name: value for name, value in self.env_kwargs.items() if name != "render_mode"}
-        env_id = self.env_id if isinstance(self.env_id, str) else None
-        settings = dict(env_id=env_id, env_kwargs=env_kwargs, split=self.split, seed=self.seed)
-        return json.dumps({**settings, "deterministic": self.deterministic}, sort_keys=True, default=str)
+        settings = settings_of(self.env_id, self.env_kwargs, self.split, self.seed, self.deterministic)
+        return json.dumps(settings, sort_keys=True, default=str)
 
     def _take_up(self) -> None:
         path = None if self.save_path is None else self.save_path / FILE

@@ -194,6 +194,24 @@ class AdaptationResult:
         return result
 
 
+def settings_of(env_id: Any, env_kwargs: dict[str, Any], split: str | None, seed: int, deterministic: bool) -> dict[str, Any]:
+    """
+    :param env_id: See :func:`evaluate_adaptation`
+    :param env_kwargs: See :func:`evaluate_adaptation`
+    :param split: Where tasks are drawn from; None if they are given
+    :param seed: Seed of tasks and episodes
+    :param deterministic: Whether actions are the mode of the policy
+    :return: What an evaluation is of, but for its tasks: ``settings`` of an :class:`AdaptationResult`
+    """
+    return dict(
+        env_id=env_id.rpartition(":")[2] if isinstance(env_id, str) else None,  # without the module to import
+        env_kwargs={name: value for name, value in env_kwargs.items() if name != "render_mode"},
+        split=split,
+        seed=seed,
+        deterministic=deterministic,
+    )
+
+
 def evaluate_adaptation(
     model: PredictsActions | Callable[[Any], np.ndarray] | MetaLearningAgent | AdaptingAgent,
     env_id: str | Callable[..., gym.Env[Any, Any]] | gym.Env[Any, Any] | VecEnv,
@@ -245,13 +263,7 @@ def evaluate_adaptation(
         raise ValueError(f"n_envs must be an integer >= 1 (or None for one per task), got {n_envs!r}.")
     if tasks is not None and (isinstance(tasks, Mapping) or len(tasks) == 0):
         raise ValueError(f"tasks must hold at least one task (or be None to draw n_tasks of them), got {tasks}: pass [task].")
-    settings = dict(
-        env_id=env_id.rpartition(":")[2] if isinstance(env_id, str) else None,  # without the module to import
-        env_kwargs={name: value for name, value in env_kwargs.items() if name != "render_mode"},
-        split=split if tasks is None else None,
-        seed=seed,
-        deterministic=deterministic,
-    )
+    settings = settings_of(env_id, env_kwargs, split if tasks is None else None, seed, deterministic)
     if is_meta_learning_agent(model):
         model = AdaptingAgent(model, adaptation_episodes=max(1, n_episodes - 1))
     # Episodes that training with the same seed has not started from: SB3 seeds slot i with seed + i

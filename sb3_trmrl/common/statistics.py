@@ -198,6 +198,7 @@ def probability_of_improvement_interval(
     :param seed: Seed of the resampling
     :return: Lower and upper bound
     """
+    check_integers({"the number of resamples": n_resamples})
     x, y = _matrix(scores_x), _matrix(scores_y)
     generator = np.random.default_rng(seed)
     values = []

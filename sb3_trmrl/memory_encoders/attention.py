@@ -22,6 +22,19 @@ QUERY_BLOCK = 64
 FEW_TOKENS, NARROW_HEAD = 10, 8
 
 
+def check_heads(embed_dim: int, n_heads: int) -> None:
+    """
+    :param embed_dim: Width of the tokens
+    :param n_heads: Number of heads
+    :raises ValueError: if ``embed_dim`` is not divisible by ``n_heads``
+    """
+    if embed_dim % n_heads != 0:
+        raise ValueError(
+            f"embed_dim must be divisible by n_heads, got embed_dim={embed_dim} and n_heads={n_heads}: "
+            "the heads share the embedding evenly, choose for example n_heads=4 with embed_dim=128."
+        )
+
+
 def n_cache_slots(n_tokens: int, memory_length: int) -> int:
     """
     :param n_tokens: Number of tokens in the longest memory
@@ -218,11 +231,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, embed_dim: int, n_heads: int):
         super().__init__()
-        if embed_dim % n_heads != 0:
-            raise ValueError(
-                f"embed_dim must be divisible by n_heads, got embed_dim={embed_dim} and n_heads={n_heads}: "
-                "the heads share the embedding evenly, choose for example n_heads=4 with embed_dim=128."
-            )
+        check_heads(embed_dim, n_heads)
         self.embed_dim = embed_dim
         self.n_heads = n_heads
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)

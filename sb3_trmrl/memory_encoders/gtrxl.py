@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_trmrl.common.arguments import check_integers
-from sb3_trmrl.memory_encoders.attention import QUERY_BLOCK, n_cache_slots, newest_in_slots, next_slots, remember
+from sb3_trmrl.memory_encoders.attention import QUERY_BLOCK, check_heads, n_cache_slots, newest_in_slots, next_slots, remember
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import sinusoidal_encoding
 
@@ -294,11 +294,7 @@ class GTrXLEncoder(MemoryEncoder):
         sizes = dict(embed_dim=embed_dim, n_heads=n_heads, n_layers=n_layers, ff_dim=ff_dim, memory_length=memory_length)
         sizes["segment_length"] = 1 if segment_length is None else segment_length
         check_integers(sizes)
-        if embed_dim % n_heads != 0:
-            raise ValueError(
-                f"embed_dim must be divisible by n_heads, got embed_dim={embed_dim} and n_heads={n_heads}: "
-                "the heads share the embedding evenly, choose for example n_heads=4 with embed_dim=128."
-            )
+        check_heads(embed_dim, n_heads)
         super().__init__(token_dim, features_dim=embed_dim, context_length=n_layers * (memory_length - 1))
         self.n_heads, self.memory_length, self.segment_length = n_heads, memory_length, segment_length
         self.embedding = nn.Linear(token_dim, embed_dim)

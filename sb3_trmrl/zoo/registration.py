@@ -1,4 +1,7 @@
-"""What RL Zoo has to know about us. To add an algorithm, add a line to ``ALGORITHMS`` and a file to ``hyperparams/``."""
+"""
+What RL Zoo has to know about us. To add an algorithm, add a line to ``ALGORITHMS`` and a file to ``hyperparams/``; for
+``sb3-trmrl`` also one to ``ALGORITHMS`` of ``runs.py``, for the Hub one to that of ``hub/registry.py``.
+"""
 
 import sys
 from collections.abc import Callable

@@ -185,7 +185,9 @@ def train_reference(
         raise ValueError(f"references are trained on vector observations, {env_id} has {space}.")
     columns = list(range(space.shape[0]) if agent == "reactive" else range(space.observation_size))
     if agent == "oracle":
-        if "ood" in make_trials(env_id, env_kwargs or {}).meta_env.splits:
+        family = make_trials(env_id, env_kwargs or {})
+        family.close()
+        if "ood" in family.meta_env.splits:
             # What knows the task has to know it out there too, or it would be no upper bound: every other slot
             for slot in range(0, env.num_envs, 2):
                 env.env_method("set_wrapper_attr", "split", "ood", indices=slot)
