@@ -325,7 +325,8 @@ def sections(runs: Runs, speed_runs: Runs, page: str) -> dict[str, str]:
     for family in sorted({run["family"] for run in runs}):
         of_family = [run for run in runs if run["family"] == family]
         if f"<!-- {family}: agents -->" in page:
-            longest = of_length(of_family, max(run["timesteps"] for run in of_family))
+            compared = [run for run in of_family if run["agent"] in LABELS]
+            longest = of_length(compared, max(run["timesteps"] for run in compared))
             by_agent = grouped(longest)
             image = f"results_{family.removesuffix('-v0').lower()}.png"
             picture(by_agent, family, DOCS / "images" / image)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common.npz import read_arrays
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
+from sb3_trmrl.common.safe_write import replace_file
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.memory_encoders import MemoryEncoder, MemoryState
 from sb3_trmrl.memory_encoders.attention import newest_in_slots
@@ -204,9 +205,9 @@ class Inspection:
         path = Path(path)
         if path.suffix != ".npz":
             raise ValueError(f"path must end in .npz, got {str(path)!r}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         own = {"embeddings": self.embeddings.astype(np.float32), "attention": self.attention.astype(np.float32)}
-        np.savez_compressed(path, **own, **self.result.as_arrays())  # type: ignore[arg-type]
+        arrays = {**own, **self.result.as_arrays()}
+        replace_file(path, lambda partial: np.savez_compressed(partial, **arrays))  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | Path) -> "Inspection":

@@ -160,6 +160,38 @@ def test_a_continued_training_keeps_the_best_model_so_far(tmp_path):
     assert callback.timesteps == [40, 80] and not best.exists()
 
 
+@pytest.mark.parametrize("steps", [40, 80, 240])
+def test_a_training_that_is_broken_off_is_evaluated_when_it_would_have_been(steps, tmp_path):
+    model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5)))
+    for _ in range(0, 240, steps):
+        callback = MetaEvalCallback(eval_freq=50, n_tasks=1, n_episodes=1, save_path=tmp_path)
+        model.learn(steps, callback=callback, reset_num_timesteps=False)
+    assert callback.timesteps == [50, 100, 150, 200]
+
+
+def test_the_best_model_is_whole_and_there_before_it_is_called_the_best(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5)))
+    callback = MetaEvalCallback(eval_freq=40, n_tasks=1, n_episodes=1, save_path=tmp_path)
+    model.learn(40, callback=callback)
+
+    def half(path: Any) -> None:
+        path.write_bytes(b"half a zip")
+        raise Killed
+
+    callback.best_mean_return = -np.inf
+    monkeypatch.setattr(model, "save", half)
+    with pytest.raises(Killed):
+        callback._save(0.0)
+    assert RL2PPO.load(tmp_path / "best_meta_model", device="cpu").num_timesteps == 40
+    (tmp_path / "meta_evaluations.npz").unlink()
+    with pytest.raises(Killed):
+        callback._save(1.0)
+    assert not (tmp_path / "meta_evaluations.npz").exists()
+
+
 def test_actions_are_drawn_where_that_is_wanted():
     callback = MetaEvalCallback(eval_freq=40, n_tasks=1, n_episodes=1, deterministic=False)
     make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=5))).learn(40, callback=callback)

@@ -208,6 +208,20 @@ def test_made_cached_loaded_and_not_trained_again(cache, monkeypatch):
     assert not list(cache.rglob(".*")), "nothing half written is left"
 
 
+def test_two_that_make_references_of_one_family_lose_nothing(cache, monkeypatch):
+    path = make_references("MetaBandit-v0", agents=["oracle"], **TINY)  # type: ignore[arg-type]
+    make_players = files._players
+
+    def another_one_is_quicker(*args: Any) -> Any:
+        monkeypatch.setattr(files, "_players", make_players)
+        make_references("MetaBandit-v0", agents=["random"], **TINY)  # type: ignore[arg-type]
+        return make_players(*args)
+
+    monkeypatch.setattr(files, "_players", another_one_is_quicker)
+    make_references("MetaBandit-v0", agents=["reactive"], seeds=[0], **TINY)  # type: ignore[arg-type]
+    assert set(json.loads(path.read_text())["agents"]) == {"oracle", "random", "reactive"}
+
+
 def test_other_settings_are_other_agents(cache, monkeypatch):
     only = dict(agents=["reactive"], **TINY)
     make_references("MetaBandit-v0", **only)  # type: ignore[arg-type]

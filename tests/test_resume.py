@@ -15,7 +15,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 import sb3_trmrl
 from sb3_trmrl import TrMRLPPO
@@ -263,6 +263,34 @@ def test_foreign_environments_start_fresh_trials_and_say_so(make: Any, tmp_path:
         loaded.learn(20, reset_num_timesteps=False)
     assert loaded.num_timesteps == 40
     assert loaded._n_updates == 2
+
+
+def test_without_a_seed_the_trials_of_the_start_are_not_played_again_either(tmp_path: Path) -> None:
+    def seeded() -> VecMonitor:
+        env = VecMonitor(foreign())
+        env.seed(7)
+        return env
+
+    model = small(seeded())
+    model.seed = None
+    model.get_env().seed(7)  # type: ignore[union-attr]
+    model.learn(20).save_pretrained(tmp_path / "model")
+    loaded = sb3_trmrl.load(tmp_path / "model", env=seeded(), device="cpu")
+    with pytest.warns(UserWarning, match="fresh trials"):
+        loaded.learn(20, reset_num_timesteps=False)
+    assert model.trial_info_buffer and loaded.trial_info_buffer
+    tasks = [str(trial["task"]) for trial in loaded.trial_info_buffer]
+    assert len(tasks) > len(model.trial_info_buffer) and len(set(tasks)) == len(tasks)
+
+
+def test_a_training_does_not_depend_on_how_a_vec_env_stacks_rewards() -> None:
+    # SubprocVecEnv's are float64
+    ends = []
+    for vec_env_cls in (DummyVecEnv, SubprocVecEnv):
+        env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7), vec_env_cls=vec_env_cls)
+        ends.append(weights(small(env).learn(60)))
+        env.close()
+    assert all(th.equal(one, two) for one, two in zip(*ends, strict=True))
 
 
 def test_fresh_trials_are_neither_those_of_the_start_nor_of_another_resumption(tmp_path: Path) -> None:

@@ -275,6 +275,24 @@ def test_without_training_state(tmp_path: Path) -> None:
     assert all(th.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.parametrize("optimizer_class", [th.optim.Adam, th.optim.AdamW, th.optim.RMSprop, th.optim.SGD])
+def test_every_optimizer_comes_back(optimizer_class: Any, tmp_path: Path) -> None:
+    # SGD without momentum keeps nothing
+    model = small(policy_kwargs=dict(optimizer_class=optimizer_class)).learn(20)
+    folder = model.save_pretrained(tmp_path / "model")
+    ends = [
+        one.learn(20, reset_num_timesteps=False).policy.state_dict() for one in (model, sb3_trmrl.load(folder, device="cpu"))
+    ]
+    assert all(th.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_what_was_loaded_without_training_state_can_be_saved_with_it(tmp_path: Path) -> None:
+    small().learn(20).save_pretrained(tmp_path / "weights", training_state=False)
+    loaded = sb3_trmrl.load(tmp_path / "weights", device="cpu")
+    again = sb3_trmrl.load(loaded.save_pretrained(tmp_path / "model"), device="cpu")
+    assert acts_alike(loaded, again) and again._n_updates == 1
+
+
 def test_schedules_go_on_without_training_state(tmp_path: Path) -> None:
     decay = dict(start=1, end=5, factor=0.1)
     model = small(learning_rate=1e-3, two_phase_update=dict(value_learning_rate=1e-3, policy_decay=decay)).learn(60)

@@ -192,6 +192,27 @@ def test_bad_scores(bad):
         bootstrap_interval(bad)
 
 
+def test_a_failed_run_is_no_number():
+    bad, good = np.array([[1.0, np.nan]]), np.ones((1, 2))
+    for fails in (
+        lambda: performance_profile(bad, np.zeros(1)),
+        lambda: probability_of_improvement(bad, good),
+        lambda: probability_of_improvement(good, bad),
+        lambda: interquartile_mean(bad),
+    ):
+        with pytest.raises(ValueError, match="scores must be finite"):
+            fails()
+
+
+def test_what_is_paired_has_played_the_same_tasks():
+    returns, references = np.zeros((1, 2, 3)), np.zeros((5, 3))
+    with pytest.raises(ValueError, match=r"\(2, 3\), got \(5, 3\) and \(5, 3\): pass paired=False"):
+        score_interval(returns, references, references + 1)
+    for n_tasks in (1, 3):
+        with pytest.raises(ValueError, match=f"same tasks, got 2 and {n_tasks}"):
+            probability_of_improvement_interval(np.zeros((1, 2)), np.zeros((1, n_tasks)))
+
+
 def test_bad_confidence():
     with pytest.raises(ValueError, match="the number of resamples must be an integer of at least 1, got 0"):
         probability_of_improvement_interval(np.zeros((2, 2)), np.zeros((2, 2)), n_resamples=0)

@@ -88,6 +88,20 @@ def test_tokens_of_a_trial_that_terminates() -> None:
     assert infos[-1]["is_success"] is True
 
 
+def test_a_family_may_return_the_same_info_at_every_step() -> None:
+    class Shared(Counter):
+        shared: dict[str, Any] = {}
+
+        def _step(self, action: Any) -> Any:
+            return (*super()._step(action)[:4], self.shared)
+
+    env = TrialWrapper(Shared(horizon=2, length=5), episodes_per_trial=2, tasks=[TASK])
+    env.reset(seed=0)
+    assert ["inner_episode" in step[4] for step in play(env, 4)] == [False, True, False, True]
+    env.reset()
+    assert [set(step[4]) for step in play(env, 1)] == [set()]
+
+
 def test_trial_cut_by_its_time_limit() -> None:
     env = TrialWrapper(Counter(horizon=2, length=5), episodes_per_trial=2, tasks=[TASK])
     env.reset(seed=0)

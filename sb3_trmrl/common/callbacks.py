@@ -1,7 +1,6 @@
 """Callbacks for meta-training."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from sb3_trmrl.common.evaluation import (
     settings_of,
 )
 from sb3_trmrl.common.npz import read_arrays
+from sb3_trmrl.common.safe_write import replace_file
 from sb3_trmrl.envs.registration import evaluation_kwargs
 
 FILE = "meta_evaluations.npz"
@@ -126,7 +126,7 @@ class MetaEvalCallback(BaseCallback):
         trials.close()
 
     def _on_training_start(self) -> None:
-        self._next_evaluation = self.num_timesteps + self.eval_freq
+        self._plan()
         # What this training goes on with: in this callback, or in the file of another one
         if self.num_timesteps > 0 and not self.results:
             self._take_up()
@@ -136,9 +136,13 @@ class MetaEvalCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self._next_evaluation:
-            self._next_evaluation = self.num_timesteps + self.eval_freq
+            self._plan()
             self._evaluate()
         return True
+
+    def _plan(self) -> None:
+        # Multiples of eval_freq, so that a training that was broken off is evaluated when it would have been
+        self._next_evaluation = (self.num_timesteps // self.eval_freq + 1) * self.eval_freq
 
     def _evaluate(self) -> None:
         assert self.env_id is not None
@@ -199,7 +203,8 @@ class MetaEvalCallback(BaseCallback):
             print(f"New best mean return on held-out tasks: {mean_return:.2f} after {self.num_timesteps} steps")
         if self.save_path is None:
             return
-        self.save_path.mkdir(parents=True, exist_ok=True)
+        if is_best:  # before the file that says so
+            replace_file(self.save_path / "best_meta_model.zip", self.model.save)
         arrays = {
             "timesteps": np.array(self.timesteps),
             "returns": np.stack([result.returns for result in self.results]),
@@ -209,8 +214,4 @@ class MetaEvalCallback(BaseCallback):
         }
         if self.results[0].success is not None:
             arrays["success"] = np.stack([result.success for result in self.results])  # type: ignore[misc]
-        partial = self.save_path / f".{FILE}"
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, self.save_path / FILE)
-        if is_best:
-            self.model.save(self.save_path / "best_meta_model")
+        replace_file(self.save_path / FILE, lambda partial: np.savez(partial, **arrays))  # type: ignore[arg-type]

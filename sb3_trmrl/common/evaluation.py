@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from sb3_trmrl.common.arguments import check_integers, is_integer
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
 from sb3_trmrl.common.npz import read_arrays
+from sb3_trmrl.common.safe_write import replace_file
 from sb3_trmrl.common.statistics import curve_interval
 from sb3_trmrl.envs.meta_env import Task
 from sb3_trmrl.envs.registration import relevant_kwargs
@@ -138,14 +140,14 @@ class AdaptationResult:
         :raises ValueError: on another ending
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".npz":
-            with path.open("wb") as file:  # numpy appends .npz to a path that ends in .NPZ
-                np.savez_compressed(file, **self.as_arrays())  # type: ignore[arg-type]
+            data = io.BytesIO()  # numpy appends .npz to a path that ends in .NPZ
+            np.savez_compressed(data, **self.as_arrays())  # type: ignore[arg-type]
+            replace_file(path, lambda partial: partial.write_bytes(data.getvalue()))
         elif path.suffix.lower() == ".json":
             known = {name: part for name, part in vars(self).items() if part is not None}
             content = {name: part.tolist() if isinstance(part, np.ndarray) else part for name, part in known.items()}
-            path.write_text(_as_json(content), encoding="utf-8")
+            replace_file(path, lambda partial: partial.write_text(_as_json(content), encoding="utf-8"))
         else:
             raise ValueError(f"path must end in .npz or .json, got {str(path)!r}.")
 

@@ -323,6 +323,7 @@ class MemoryPPO(PretrainedMixin, PPO):
 
                 self.in_step = True
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
+                rewards = np.asarray(rewards, dtype=np.float32)  # SubprocVecEnv's are float64: others would be rounded later
                 self._check_finite("observation", new_obs)
                 self._check_finite("reward", rewards)
                 self.num_timesteps += env.num_envs

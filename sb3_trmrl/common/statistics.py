@@ -27,7 +27,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     :param scores: Shape (..., n_runs, n_tasks)
     :return: Shape (...)
     """
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = _finite(scores)
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = flat.shape[-1] // 4
     mean: np.ndarray = flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
@@ -123,6 +123,11 @@ def score_interval(
         counts as minus infinity for the lower and as infinity for the upper bound: where that happens often enough to matter,
         the gap itself is uncertain, and the interval open
     """
+    if paired and not blind.shape == oracle.shape == returns.shape[1:]:
+        raise ValueError(
+            f"blind and oracle must have played the tasks and episodes of returns, {returns.shape[1:]}, got {blind.shape} and "
+            f"{oracle.shape}: pass paired=False for references on other tasks."
+        )
     scores = []
     for runs, tasks in _draws(returns, n_resamples, seed):
         mean = _drawn_mean(returns, runs, tasks)
@@ -176,7 +181,7 @@ def probability_of_improvement(scores_x: np.ndarray, scores_y: np.ndarray) -> np
     :return: In [0, 1], shape (...)
     :raises ValueError: if the numbers of tasks differ
     """
-    x, y = np.asarray(scores_x, dtype=np.float64), np.asarray(scores_y, dtype=np.float64)
+    x, y = _finite(scores_x), _finite(scores_y)
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"scores_x and scores_y must have the same tasks, got {x.shape[-1]} and {y.shape[-1]} of them.")
     # (..., n_runs_x, 1, n_tasks) against (..., 1, n_runs_y, n_tasks)
@@ -200,6 +205,7 @@ def probability_of_improvement_interval(
     """
     check_integers({"the number of resamples": n_resamples})
     x, y = _matrix(scores_x), _matrix(scores_y)
+    probability_of_improvement(x, y)  # the same tasks?
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(n_resamples):
@@ -218,7 +224,7 @@ def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarra
     :param thresholds: Shape (n_thresholds,)
     :return: In [0, 1], shape (..., n_thresholds)
     """
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = _finite(scores)
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     if flat.ndim == 1:
         fraction: np.ndarray = 1.0 - np.searchsorted(flat, thresholds, side="right") / flat.shape[-1]
@@ -246,9 +252,14 @@ def adaptation_score(returns: np.ndarray, blind: np.ndarray, oracle: np.ndarray)
 
 
 def _matrix(scores: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = _finite(scores)
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores must have the shape (n_runs, n_tasks) with at least one of each, got {scores.shape}.")
+    return scores
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite numbers; leave out the runs that failed, and say so.")
     return scores

@@ -282,6 +282,7 @@ class TrialWrapper(gym.Env[Any, Any]):
             raise ResetNeeded("TrialWrapper.step() needs a reset() first: no trial is running")
         action, prev_action = self._check_action(action)
         observation, reward, terminated, truncated, info = self.env.step(action)
+        info = dict(info)  # a family may return the same one at every step
         reward = float(reward)
         if not math.isfinite(reward):
             raise ValueError(f"{self._name()} returned the reward {reward}, which is not finite (action {action!r})")

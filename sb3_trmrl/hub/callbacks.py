@@ -1,7 +1,6 @@
 """Checkpoints without pickle, which a killed training resumes from exactly."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.common.safe_write import replace_file
 from sb3_trmrl.hub.pretrained import CONFIG, save_pretrained
 
 
@@ -136,8 +136,7 @@ class PretrainedCheckpointCallback(BaseCallback):
         if score is not None and score > self.best_score:
             self.best_score = score = float(score)  # perhaps numpy's, which JSON does not know
             save_pretrained(self.model, self.save_path / "best")
-            record = self.save_path / ".best.json"
-            record.write_text(json.dumps({"score": score, "num_timesteps": steps}) + "\n", encoding="utf-8")
-            os.replace(record, self.save_path / "best.json")
+            record = json.dumps({"score": score, "num_timesteps": steps}) + "\n"
+            replace_file(self.save_path / "best.json", lambda partial: partial.write_text(record, encoding="utf-8"))
             if self.verbose > 0:
                 print(f"New best, {score:.2f}: {self.save_path / 'best'}")

@@ -12,19 +12,14 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from sb3_trmrl.common.safe_write import alone_in
 from sb3_trmrl.hub.errors import MalformedFileError, MissingFileError, PretrainedError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 MAX_CONFIG_BYTES = 1 << 24
 """Size of ``config.json``; real ones have a few kB, with hundreds of tasks as a keyword of the environment a megabyte."""
@@ -221,7 +216,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None], own_names: froze
     """
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder.parent):
+    with alone_in(folder.parent):
         partial, new, old = _siblings(folder)
         for path in (folder, partial, new, old):
             _check_own(path, own_names)
@@ -256,20 +251,6 @@ def _check_own(folder: Path, own_names: frozenset[str]) -> None:
             f"{folder} holds files that are not of a saved model, {others[:5]}: saving replaces the whole folder, so give it "
             "one of its own."
         )
-
-
-@contextmanager
-def _alone_in(parent: Path) -> Iterator[None]:
-    """Wait until no other process saves there: two would remove each other's files. The lock ends with the process."""
-    descriptor = os.open(parent, os.O_RDONLY) if fcntl is not None else -1
-    try:
-        if fcntl is not None:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

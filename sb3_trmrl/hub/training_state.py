@@ -300,9 +300,8 @@ def restore_environment(model: MemoryPPO, state: State) -> None:
         stacklevel=2,
     )
     model._last_obs = None
-    if model.seed is not None:
-        # With the first seed the environments would play the trials of the training's start again
-        model.env.seed(int(np.random.SeedSequence([model.seed, model.num_timesteps]).generate_state(1)[0] >> 1))
+    # With their first seed the environments would play the trials of the training's start again
+    model.env.seed(int(np.random.SeedSequence([model.seed or 0, model.num_timesteps]).generate_state(1)[0] >> 1))
 
 
 def _why_fresh(model: MemoryPPO, rollout: State | None) -> str | None:
@@ -468,10 +467,8 @@ def restore_optimizers(model: MemoryPPO, tensors: Mapping[str, th.Tensor], numbe
         data = optimizer.state_dict()
         _restore_groups(name, data["param_groups"], numbers.get(name))
         optimizer.load_state_dict(data)
-        state = _checked_optimizer_state(name, optimizer, own)
-        if not state and model._n_updates > 0:
-            raise WrongTensorsError(f"optimizer.safetensors holds no state of {name}, which has made updates.")
-        optimizer.load_state_dict({**data, "state": state})
+        # Empty for SGD without momentum, and for a model that was loaded without training state
+        optimizer.load_state_dict({**data, "state": _checked_optimizer_state(name, optimizer, own)})
 
 
 def _restore_groups(name: str, groups: list[State], saved_groups: Any) -> None:

@@ -18,6 +18,7 @@ from sb3_trmrl.common.arguments import check_integers
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials
 from sb3_trmrl.common.references.exact import CLOSED_FORMS, SCRIPTS, RandomAgent
 from sb3_trmrl.common.references.trained import SeesTasks, train_reference, training_settings
+from sb3_trmrl.common.safe_write import alone_in, replace_file
 from sb3_trmrl.common.statistics import adaptation_score, score_interval
 from sb3_trmrl.common.versions import versions
 from sb3_trmrl.envs.meta_env import Task
@@ -108,17 +109,7 @@ def make_references(
     }
     tasks = {split: result.tasks for split, result in drawn.items()}
     facts = dict(env_id=env_id, env_kwargs=env_kwargs, n_tasks=n_tasks, n_episodes=n_episodes, seed=eval_seed, tasks=tasks)
-    content: dict[str, Any] = {**facts, "agents": {}}
-    if path.exists():
-        old = _read(path)
-        others = [name for name in facts if json.dumps(old.get(name)) != json.dumps(facts[name])]
-        kept = sorted(set(old["agents"]) - set(agents))
-        if others and kept:
-            raise ValueError(
-                f"{path} has {kept} with other {others}: make them too (agents), make it elsewhere (output), or delete it."
-            )
-        content = content if others else old
-
+    _known(path, facts, agents)  # an error now, not after hours
     for agent in agents:
         start = time.perf_counter()
         if agent in CLOSED_FORMS.get(env_id, {}):
@@ -147,18 +138,32 @@ def make_references(
         entry["versions"] = versions()
         # (n_seeds, n_tasks, n_episodes)
         entry["returns"] = {split: np.round(np.stack(arrays), 3).tolist() for split, arrays in returns.items()}
-        content["agents"][agent] = entry
-        # After each agent: a broken-off run goes on where it was
-        _write(path, lambda partial: partial.write_text(json.dumps(content) + "\n", encoding="utf-8"))
+        # After each agent: a broken-off run goes on where it was. What another process has written meanwhile stays
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(path.parent):
+            content = json.dumps({**facts, "agents": {**_known(path, facts, agents), agent: entry}}) + "\n"
+            replace_file(path, lambda partial, content=content: partial.write_text(content, encoding="utf-8"))  # type: ignore[misc]
     return path
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file that is there is whole, whenever the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}_{path.name}")
-    write(partial)
-    os.replace(partial, path)
+def _known(path: Path, facts: dict[str, Any], agents: Sequence[str]) -> dict[str, Any]:
+    """
+    :param path: File of references
+    :param facts: What they are to be made with
+    :param agents: Which are to be made
+    :return: Agents that are in the file
+    :raises ValueError: If it has others that were made otherwise
+    """
+    if not path.exists():
+        return {}
+    old = _read(path)
+    others = [name for name in facts if json.dumps(old.get(name)) != json.dumps(facts[name])]
+    kept = sorted(set(old["agents"]) - set(agents))
+    if others and kept:
+        raise ValueError(
+            f"{path} has {kept} with other {others}: make them too (agents), make it elsewhere (output), or delete it."
+        )
+    return {} if others else dict(old["agents"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -226,7 +231,7 @@ def _trained(
     if path.exists():
         return TrMRLPPO.load(path, device="cpu")
     model = train_reference(agent, env_id, seed, steps, env_kwargs, progress_bar, conf_file=conf_file)
-    _write(path, model.save)
+    replace_file(path, model.save)
     return model
 
 
