@@ -28,6 +28,8 @@ class _ZooLoader(yaml.SafeLoader):
     """Reads the zoo's files, which name ``OrderedDict`` by a Python tag, and executes nothing."""
 
 
+# Classes in policy_kwargs; nothing here needs more of them than that they are there
+_ZooLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
 _ZooLoader.add_constructor(
     "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
     lambda loader, node: dict(loader.construct_sequence(node, deep=True)[0]),  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """TrMRLPPO: advantages at trial ends, windows in predict, seeds, logging, the paper's update, bad input."""
 
 import copy
+import warnings
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEp
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_trmrl import TrMRLPolicy, TrMRLPPO
+from sb3_trmrl import RL2PPO, TrMRLPolicy, TrMRLPPO
 from sb3_trmrl.common.buffers import WorkingMemoryRolloutBuffer
 from sb3_trmrl.envs.trial import TrialWrapper
 from tests.families import Counter, ForeverOne, NoisyForever, counter_vec_env
@@ -460,7 +461,8 @@ def test_a_token_whose_parts_are_hidden_cannot_be_forgotten_by_episodes():
 
     with pytest.raises(ValueError, match=r"memory_reset='episode' needs the token's prev_done.*use memory_reset='trial'"):
         TrMRLPPO("TrMRLPolicy", DummyVecEnv([hidden]), policy_kwargs=dict(memory_reset="episode"))
-    TrMRLPPO("TrMRLPolicy", DummyVecEnv([hidden]))
+    with pytest.warns(UserWarning, match="previous action, reward and done like observations"):
+        TrMRLPPO("TrMRLPolicy", DummyVecEnv([hidden]))
 
 
 def test_one_environment_in_a_batch_acts_as_it_does_alone():
@@ -806,6 +808,30 @@ def test_stacked_ends_of_episodes_cannot_be_forgotten_by():
     env = VecFrameStack(counter_vec_env(1, image=True), 2)
     with pytest.raises(ValueError, match=r"memory_reset='episode' needs the token's prev_done"):
         make_model(env, policy_kwargs=dict(memory_reset="episode"))
+
+
+def test_a_wrapper_that_hides_the_parts_of_tokens_is_told():
+    env = VecFrameStack(counter_vec_env(1), 2)
+    with pytest.warns(UserWarning, match="previous action, reward and done like observations"):
+        make_model(env)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_model(env, policy_kwargs=dict(normalize_observations=False))
+    with pytest.raises(ValueError, match=r"VecNormalize\(norm_obs=True\).*a wrapper around the trial environment hides"):
+        make_model(VecNormalize(env))
+
+
+def test_policies_of_other_algorithms_are_refused(tmp_path):
+    path = tmp_path / "model.zip"
+    make_model(counter_vec_env(1)).save(path)
+    with pytest.raises(ValueError, match=r"RL2PPO needs .* got policy='TrMRLPolicy'.* is the policy of TrMRLPPO"):
+        RL2PPO.load(path)
+
+
+@pytest.mark.parametrize("name", ["gamma", "gae_lambda"])
+def test_discounts_are_in_their_range(name):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):
+        make_model(counter_vec_env(1), **{name: 1.5})  # type: ignore[arg-type]
 
 
 def test_the_layout_of_an_image_in_memory_changes_nothing():

@@ -1,6 +1,7 @@
 """What RL Zoo gets from us: settings, samplers, environments and callbacks. The commands: test_zoo_commands.py."""
 
 import argparse
+import operator
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +14,20 @@ import pytest
 import rl_zoo3.exp_manager
 import torch as th
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from sb3_trmrl import RL2PPO, TrMRLPPO, hyperparams_dir
+from sb3_trmrl import RL2PPO, TrMRLPPO, hyperparams_dir, runs
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.vec_env import MujocoVecEnv
 from sb3_trmrl.envs import PointRobot, TrialWrapper
 from sb3_trmrl.envs.registration import META_ENVS, METAWORLD_ENVS, evaluation_kwargs
+from sb3_trmrl.hub import PretrainedCheckpointCallback
 from sb3_trmrl.zoo import ALGORITHMS, register
 from sb3_trmrl.zoo.exp_manager import MetaExperimentManager, ZooExperimentManager, _takes_split
+from sb3_trmrl.zoo.hyperparams_opt import into_block
 
 ZOO_DEFAULTS = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams"
 
@@ -138,6 +142,9 @@ def test_evaluation_is_on_test_tasks_with_the_keywords_of_training(tmp_path):
     assert eval_env_kwargs(make_manager(tmp_path, "ppo")) == {"split": "test"}
     manager = make_manager(tmp_path, env_kwargs={"horizon": 5}, eval_env_kwargs={"split": "ood"})
     assert eval_env_kwargs(manager) == {"horizon": 5, "split": "ood"}
+    # A wrapper that records needs it there too
+    manager_that_shows = make_manager(tmp_path, env_kwargs={"render_mode": "rgb_array"})
+    assert eval_env_kwargs(manager_that_shows) == {"render_mode": "rgb_array", "split": "test"}
     manager._zoo_eval_env_kwargs = {}
     env = manager.create_envs(1, eval_env=True)
     assert env.get_attr("split") == ["ood"] and env.get_attr("meta_env")[0].horizon == 5
@@ -269,3 +276,95 @@ def test_refused_gradients_prune_the_trial(tmp_path, monkeypatch):
     study = optuna.create_study()
     study.optimize(manager.objective, n_trials=1)
     assert study.trials[0].state == optuna.trial.TrialState.PRUNED
+
+
+BLOCK = {"n_envs": 2, "n_steps": 40, "policy": "TrMRLPolicy", "n_timesteps": 80}
+BLOCKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    # policy_kwargs of the block, and what of the policy and of its encoder is not drawn
+    "nothing": ("trmrl", None, {"memory_reset": "trial"}),
+    "window": (
+        "trmrl",
+        "dict(critic='memoryless', memory_reset='episode', value_log_std_init=0.0, optimizer_class=th.optim.AdamW, "
+        "memory_encoder_kwargs=dict(attention='window', memory_length=5))",
+        {"memory_reset": "episode", "value_log_std_init": 0.0, "actor_memory.attention": "window"},
+    ),
+    "gtrxl": (
+        "trmrl",
+        {"memory_encoder": "gtrxl", "memory_encoder_kwargs": {"memory_length": 9, "n_layers": 4}},
+        {"actor_memory.memory_length": 9},
+    ),
+    "lstm": ("rl2", {"memory_reset": "episode", "memory_encoder": "lstm"}, {"memory_reset": "episode"}),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_is_drawn_goes_into_the_block(name, tmp_path, monkeypatch):
+    algo, policy_kwargs, kept = BLOCKS[name]
+    settings = {**BLOCK, "policy": f"{ALGORITHMS[algo].algorithm.__name__[:-3]}Policy"}
+    if policy_kwargs is not None:
+        settings["policy_kwargs"] = policy_kwargs
+    if name == "window":
+        settings["two_phase_update"] = {"value_learning_rate": 1e-3}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"PointRobot-v0": settings}))
+    mine = dict(algo=algo, config=str(tmp_path / "mine.yml"))
+    manager = make_manager(tmp_path, optimize_hyperparameters=True, n_evaluations=1, **mine)
+    manager.setup_experiment()
+    tried: list[Any] = []
+    monkeypatch.setattr(ALGORITHMS[algo].algorithm, "learn", lambda model, *_, **__: tried.append(model))
+    storage = str(tmp_path / "study.log")
+    backend = JournalFileBackend(storage)
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend), study_name="s", sampler=optuna.samplers.RandomSampler(seed=1)
+    )
+    study.optimize(manager.objective, n_trials=3)
+
+    def described(policy: Any) -> dict[str, Any]:
+        return {key: operator.attrgetter(key)(policy) for key in kept}
+
+    encoders = {str(model.policy.actor_memory) for model in tried}
+    assert len(encoders) > 1, "its sizes are searched"
+    for number, model in enumerate(tried):
+        assert described(model.policy) == kept
+        # --trial-id, 0 too
+        again = make_manager(tmp_path, storage=storage, study_name="s", trial_id=number, **mine)
+        model_again, saved = again.setup_experiment()
+        assert str(model_again.policy) == str(model.policy) and described(model_again.policy) == kept
+        assert model_again.batch_size == model.batch_size and saved["n_epochs"] == model.n_epochs
+        assert type(model_again.policy.optimizer) is type(model.policy.optimizer)
+    # What is written down of it is read without running anything
+    assert isinstance(runs._read(Path(again.save_path), "config.yml")["policy_kwargs"], dict)
+
+
+def test_of_memories_only_one_recurrent_network_takes_the_place_of_another():
+    drawn = {"policy_kwargs": {"memory_encoder": "gru", "memory_encoder_kwargs": {"hidden_size": 32}}, "gamma": 0.9}
+    lstm = {"policy_kwargs": {"memory_encoder": "lstm", "memory_encoder_kwargs": {"hidden_size": 8, "context_length": 3}}}
+    assert into_block(lstm, drawn)["policy_kwargs"] == {
+        "memory_encoder": "gru",
+        "memory_encoder_kwargs": {"hidden_size": 32, "context_length": 3},
+    }
+    snail = {"policy_kwargs": {"memory_encoder": "snail"}}
+    assert into_block(snail, drawn)["policy_kwargs"] == {"memory_encoder": "snail", "memory_encoder_kwargs": {}}
+    assert into_block({}, drawn) == drawn
+
+
+def test_checkpoints_of_the_yaml_file_lie_in_the_folder_of_the_run_and_a_study_has_none(tmp_path):
+    callback = [
+        {"sb3_trmrl.hub.PretrainedCheckpointCallback": {"save_freq": 40}},
+        {"sb3_trmrl.common.callbacks.MetaEvalCallback": {"eval_freq": 40, "n_tasks": 1, "n_episodes": 1}},
+    ]
+    hyperparams = {"n_envs": 2, "n_steps": 20, "batch_size": 40, "n_epochs": 1, "callback": callback}
+    for _ in range(2):  # twice with one yaml file
+        manager = make_manager(tmp_path, n_timesteps=40, eval_freq=-1, log_interval=1, hyperparams=hyperparams)
+        model, _ = manager.setup_experiment()
+        manager.learn(model)
+        assert (Path(manager.save_path) / "checkpoints" / "checkpoint_40_steps" / "config.json").is_file()
+    study = optuna.create_study()
+    manager = make_manager(tmp_path, n_timesteps=40, optimize_hyperparameters=True, n_evaluations=1, hyperparams=hyperparams)
+    manager.setup_experiment()
+    assert list(manager.specified_callbacks[0]) == ["sb3_trmrl.common.callbacks.MetaEvalCallback"]
+    study.optimize(manager.objective, n_trials=2)
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 2
+    with pytest.raises(ValueError, match=r"needs save_path.*outside of RL Zoo"):
+        TrMRLPPO("TrMRLPolicy", "PointRobot-v0", n_steps=40, device="cpu").learn(
+            40, callback=PretrainedCheckpointCallback(save_freq=40)
+        )

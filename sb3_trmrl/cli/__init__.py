@@ -27,6 +27,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
         for module in arguments.gym_packages:
             importlib.import_module(module)
         arguments.run(arguments)
+    except gym.error.UnregisteredEnv as error:
+        print(printable(f"sb3-trmrl: error: {error} --gym-packages names the modules that register it."), file=sys.stderr)
+        return 1
     except (ValueError, OSError, ImportError, gym.error.Error) as error:
         print(printable(f"sb3-trmrl: error: {error}"), file=sys.stderr)
         return 1

@@ -111,8 +111,11 @@ class MemoryPPO(PretrainedMixin, PPO):
         bootstrap_episode_end: bool = True,
         _init_setup_model: bool = True,
     ):
-        if not isinstance(policy, str) and not issubclass(policy, MemoryActorCriticPolicy):
-            raise ValueError(self._policy_error(policy.__name__))
+        if not isinstance(policy, str):
+            self._check_policy(policy)
+        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
         if n_steps is None:
             n_envs = env.num_envs if isinstance(env, VecEnv) else 1
             n_steps = max(256, 8192 // n_envs)
@@ -159,6 +162,21 @@ class MemoryPPO(PretrainedMixin, PPO):
     # -- Construction ------------------------------------------------------------------------------------------------
 
     @classmethod
+    def _check_policy(cls, policy: type[BasePolicy]) -> None:
+        if not issubclass(policy, MemoryActorCriticPolicy):
+            raise ValueError(cls._policy_error(policy.__name__))
+        # Or a zip of TrMRLPPO would load, go on and be compared as RL2PPO
+        owners = {
+            algorithm.__name__: name
+            for algorithm in (*MemoryPPO.__subclasses__(), cls)
+            for name, known in algorithm.policy_aliases.items()
+            if known is policy
+        }
+        if owners and cls.policy_aliases and cls.__name__ not in owners:
+            (owner, name), *_ = owners.items()
+            raise ValueError(f"{cls._policy_error(name)} {name} is the policy of {owner}.")
+
+    @classmethod
     def _policy_error(cls, got: str) -> str:
         return (
             f"{cls.__name__} needs a policy with a memory, got policy={got!r}: pass one of {sorted(cls.policy_aliases)} or a "
@@ -184,7 +202,22 @@ class MemoryPPO(PretrainedMixin, PPO):
                 "inside TrialWrapper instead, or use memory_reset='trial'."
             )
         vec_normalize = unwrap_vec_normalize(env)
-        if vec_normalize is None or not vec_normalize.norm_obs:
+        if vec_normalize is not None and not vec_normalize.norm_obs:
+            vec_normalize = None
+        if not has_parts and env.has_attr("episodes_per_trial"):
+            hidden = f"a wrapper around the trial environment hides the token's parts, the observation space is {space}"
+            if vec_normalize is not None:
+                raise ValueError(
+                    f"VecNormalize(norm_obs=True) would normalise the previous action, reward and done too, which tell what "
+                    f"happened: {hidden}. Use VecNormalize(norm_obs=False), or no VecNormalize."
+                )
+            if self.policy_kwargs.get("normalize_observations", True):
+                warnings.warn(
+                    f"The policy normalises the previous action, reward and done like observations, since {hidden}: wrap "
+                    "the MetaEnv inside TrialWrapper instead, or use policy_kwargs=dict(normalize_observations=False).",
+                    stacklevel=3,
+                )
+        if vec_normalize is None:
             return
         parts = (
             {key: space[key] for key in vec_normalize.norm_obs_keys or []} if isinstance(space, spaces.Dict) else {"": space}

@@ -239,7 +239,11 @@ class MetaEnv(gym.Env[Any, Any]):
 
     def _require_task(self, caller: str) -> None:
         if not self._has_task:
-            raise RuntimeError(f"{type(self).__name__} has no task yet: call set_task(env.sample_tasks(1)[0]) before {caller}")
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name} has no task yet: call set_task(env.sample_tasks(1)[0]) before {caller}, or let "
+                f"TrialWrapper({name}(...)) draw the tasks."
+            )
 
     # ---- one episode -------------------------------------------------------------------------------------------
 

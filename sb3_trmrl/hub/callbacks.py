@@ -57,15 +57,15 @@ class PretrainedCheckpointCallback(BaseCallback):
         model.learn(total_timesteps - model.num_timesteps, callback=..., reset_num_timesteps=False)
 
     :param save_freq: Save every so many steps of training (all environments together), at least 1
-    :param save_path: Folder for the checkpoints
+    :param save_path: Folder for the checkpoints; None is for RL Zoo, which takes ``checkpoints`` in the folder of the run
     :param keep_last: How many of them are kept, at least 1
     :param score: What is best: a function of the model; None says "not now". By default the mean return of the last
         training trials. For held-out tasks: ``lambda model: callback.results[-1].curve.mean() if callback.results else None``
         with a ``MetaEvalCallback``
     :param name_prefix: Start of the folders' names
     :param verbose: 1 tells of saving
-    :raises ValueError: for a bad number; when training starts, if the folder holds checkpoints of a training that is further,
-        of which the new ones would be the outdated ones
+    :raises ValueError: for a bad number; when training starts, without ``save_path``, and if the folder holds checkpoints of a
+        training that is further, of which the new ones would be the outdated ones
     """
 
     model: MemoryPPO
@@ -73,7 +73,7 @@ class PretrainedCheckpointCallback(BaseCallback):
     def __init__(
         self,
         save_freq: int,
-        save_path: str | Path,
+        save_path: str | Path | None = None,
         keep_last: int = 3,
         score: Callable[[BaseAlgorithm], float | None] = mean_training_return,
         name_prefix: str = "checkpoint",
@@ -82,7 +82,7 @@ class PretrainedCheckpointCallback(BaseCallback):
         super().__init__(verbose)
         check_integers(dict(save_freq=save_freq, keep_last=keep_last))
         self.save_freq, self.keep_last, self.score, self.name_prefix = save_freq, keep_last, score, name_prefix
-        self.save_path = Path(save_path)
+        self.save_path = None if save_path is None else Path(save_path)
         self.best_score = -np.inf
         self._saved_at = 0
 
@@ -92,8 +92,11 @@ class PretrainedCheckpointCallback(BaseCallback):
                 f"PretrainedCheckpointCallback saves between rollouts, {type(self.parent).__name__} tells it of steps only: "
                 "pass it to learn by itself, save_freq says how often."
             )
+        if self.save_path is None:
+            raise ValueError("PretrainedCheckpointCallback needs save_path, a folder for the checkpoints, outside of RL Zoo.")
 
     def _on_training_start(self) -> None:
+        assert self.save_path is not None
         latest = latest_checkpoint(self.save_path, self.name_prefix)
         if latest is not None and _steps(latest) > self.model.num_timesteps:
             raise ValueError(
@@ -127,6 +130,7 @@ class PretrainedCheckpointCallback(BaseCallback):
         if steps // self.save_freq == self._saved_at // self.save_freq:
             return
         self._saved_at = steps
+        assert self.save_path is not None
         folder = save_pretrained(self.model, self.save_path / f"{self.name_prefix}_{steps}_steps")
         if self.verbose > 0:
             print(f"Saved {folder}")

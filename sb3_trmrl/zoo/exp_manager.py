@@ -3,11 +3,14 @@
 import argparse
 import inspect
 import threading
+from collections import OrderedDict
 from pathlib import Path
+from pprint import pprint
 from typing import Any
 
 import gymnasium as gym
 import optuna
+import rl_zoo3.exp_manager as zoo_module
 from gymnasium.envs.registration import load_env_creator
 from rl_zoo3.exp_manager import ExperimentManager as ZooExperimentManager
 from rl_zoo3.utils import ALGOS
@@ -18,6 +21,8 @@ from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import fastest_vec_env
 from sb3_trmrl.common.evaluation import derived_seed
 from sb3_trmrl.envs.registration import evaluation_kwargs
+from sb3_trmrl.hub import PretrainedCheckpointCallback
+from sb3_trmrl.zoo.hyperparams_opt import into_block
 
 
 def _takes_split(env_id: str) -> bool:
@@ -59,7 +64,8 @@ class MetaExperimentManager(ZooExperimentManager):
     ):
         self._has_splits = _takes_split(env_id)
         self._seed_lock = threading.RLock()
-        if ALGOS[algo].__module__.startswith("sb3_trmrl."):
+        self._is_ours = ALGOS[algo].__module__.startswith("sb3_trmrl.")
+        if self._is_ours:
             ours = hyperparams_dir().parent / (config or f"hyperparams/{algo}.yml")
             if config is None or (ours.is_file() and not Path(config).exists()):
                 config = str(ours)
@@ -77,7 +83,7 @@ class MetaExperimentManager(ZooExperimentManager):
         if not self._has_splits:
             return self._zoo_eval_env_kwargs
         split = "train" if self.optimize_hyperparameters else "test"
-        names = {"episodes_per_trial", *evaluation_kwargs(self.env_kwargs)}
+        names = {"episodes_per_trial", "render_mode", *evaluation_kwargs(self.env_kwargs)}
         kept = {name: value for name, value in self.env_kwargs.items() if name in names}
         return {**kept, "split": split, **(self._eval_env_kwargs_args or {})}
 
@@ -111,14 +117,41 @@ class MetaExperimentManager(ZooExperimentManager):
         :raises ValueError: If two of them would write the same files
         """
         super().create_log_folder()
-        evaluating = [callback for callback in self.callbacks if isinstance(callback, MetaEvalCallback)]
-        names = [callback.name for callback in evaluating]
+        names = [callback.name for callback in self.callbacks if isinstance(callback, MetaEvalCallback)]
         if len(set(names)) < len(names):
             raise ValueError(f"MetaEvalCallbacks need a name each, got {names}: give one of them 'name: meta_eval_ood', say.")
-        for callback in evaluating:
-            if callback.save_path is None:
-                folder = Path(self.save_path)
+        folder = Path(self.save_path)
+        for callback in self.callbacks:
+            if isinstance(callback, MetaEvalCallback) and callback.save_path is None:
                 callback.save_path = folder if callback.name == "meta_eval" else folder / callback.name
+            if isinstance(callback, PretrainedCheckpointCallback) and callback.save_path is None:
+                callback.save_path = folder / "checkpoints"
+        if self.optimize_hyperparameters and self.callbacks:
+            # Trials of a study keep no checkpoints: each would find those of another one
+            named = self.specified_callbacks if isinstance(self.specified_callbacks, list) else [self.specified_callbacks]
+            pairs = zip(named, self.callbacks, strict=True)
+            self.specified_callbacks = [
+                name for name, callback in pairs if not isinstance(callback, PretrainedCheckpointCallback)
+            ]
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the block of the yaml file. What ``--trial-id`` has drawn goes into it, as it did in that trial.
+
+        :return: Hyperparameters, and the same sorted, as they are saved
+        """
+        if not (self._is_ours and self.storage and self.study_name and self.trial_id is not None):
+            return super().read_hyperparameters()
+        trial_id, self.trial_id = self.trial_id, None  # the zoo would take 0 for none
+        hyperparams, _ = super().read_hyperparameters()
+        if isinstance(hyperparams.get("policy_kwargs"), str):
+            hyperparams["policy_kwargs"] = eval(hyperparams["policy_kwargs"], vars(zoo_module))  # as the zoo does
+        drawn = into_block(hyperparams, self.load_trial(self.storage, self.study_name, trial_id))
+        hyperparams = {**hyperparams, **drawn, **(self.custom_hyperparams or {})}
+        saved = OrderedDict(sorted(hyperparams.items()))
+        print(f"With those of trial {trial_id} of {self.study_name}:")
+        pprint(saved)
+        return hyperparams, saved
 
     def objective(self, trial: optuna.Trial) -> float:
         """
@@ -128,6 +161,8 @@ class MetaExperimentManager(ZooExperimentManager):
         :return: Mean return
         :raises TrialPruned: If it stopped early; also when gradients were refused, as the zoo does for other numerical errors
         """
+        if self._is_ours:
+            trial.block = self._hyperparams  # type: ignore[attr-defined]
         try:
             return super().objective(trial)
         except FloatingPointError as error:

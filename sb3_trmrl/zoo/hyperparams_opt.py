@@ -2,13 +2,18 @@
 Ranges that Optuna draws hyperparameters from (``-optimize``), and what is made of a draw (also for ``--trial-id``).
 
 ``n_envs`` and ``n_steps`` stay as in the yaml file: they say how many trials an update sees. What is drawn for
-``policy_kwargs`` takes the place of the file's.
+``policy_kwargs`` goes into the file's.
 """
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
 
+from sb3_trmrl.memory_encoders import get_memory_encoder_class
+
+RNNS = ("gru", "lstm")
 NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 
 
@@ -41,6 +46,31 @@ def _convert_ppo_params(sampled_params: dict[str, Any], policy_kwargs: dict[str,
     }
 
 
+def into_block(block: Mapping[str, Any], drawn: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param block: Settings of the yaml file, ``policy_kwargs`` as a dict
+    :param drawn: What a function of this module made of a draw
+    :return: What was drawn, its ``policy_kwargs`` within the block's. The memory that the block names stays, with what it
+        takes of the drawn sizes; but for one of ``RNNS``, in the place of which another of them may be drawn
+    """
+    old, new = block.get("policy_kwargs") or {}, dict(drawn["policy_kwargs"])
+    named = old.get("memory_encoder")
+    if named is not None and not (named in RNNS and new.get("memory_encoder") in RNNS):
+        new.pop("memory_encoder", None)
+    encoder = new.get("memory_encoder", named or "tfixup")
+    takes = inspect.signature(get_memory_encoder_class(encoder)).parameters
+    sizes = {name: value for name, value in new["memory_encoder_kwargs"].items() if name in takes}
+    return {
+        **drawn,
+        "policy_kwargs": {**old, **new, "memory_encoder_kwargs": {**(old.get("memory_encoder_kwargs") or {}), **sizes}},
+    }
+
+
+def _block_of(trial: optuna.Trial) -> Mapping[str, Any]:
+    # The experiment manager puts it there: the zoo does not tell it to samplers
+    return getattr(trial, "block", {})
+
+
 def convert_trmrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     :param sampled_params: Parameters of an Optuna trial
@@ -68,7 +98,7 @@ def sample_trmrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     trial.suggest_categorical("n_heads", [2, 4, 8])
     trial.suggest_int("n_layers", 1, 4)
     trial.suggest_categorical("scale_embedding", [False, True])
-    return convert_trmrl_params(trial.params)
+    return into_block(_block_of(trial), convert_trmrl_params(trial.params))
 
 
 def convert_rl2_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +121,6 @@ def sample_rl2_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
     :return: Keyword arguments for ``RL2PPO``
     """
     _suggest_ppo_params(trial)
-    trial.suggest_categorical("memory_encoder", ["gru", "lstm"])
+    trial.suggest_categorical("memory_encoder", list(RNNS))
     trial.suggest_int("hidden_size_pow", 5, 8)
-    return convert_rl2_params(trial.params)
+    return into_block(_block_of(trial), convert_rl2_params(trial.params))
