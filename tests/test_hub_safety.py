@@ -238,6 +238,7 @@ HOSTILE: dict[str, tuple[str, Break]] = {
     "wrong-shape": ("WrongTensorsError", tensors("model.safetensors", lambda t: t.update(log_std=np.zeros(3, np.float32)))),
     "wrong-dtype": ("WrongTensorsError", tensors("model.safetensors", lambda t: t.update(log_std=np.zeros(2, np.float64)))),
     "strange-dtype": ("WrongTensorsError", tensors("model.safetensors", lambda t: t.update(log_std=np.zeros(2, np.uint32)))),
+    "weights-nan": ("WrongTensorsError", tensors("model.safetensors", lambda t: t["log_std"].fill(np.nan))),
     "tensor-missing": ("WrongTensorsError", tensors("model.safetensors", lambda t: t.pop("log_std"))),
     "tensor-too-many": ("WrongTensorsError", tensors("model.safetensors", lambda t: t.update(evil=np.zeros(1, np.float32)))),
     # -- Training state
@@ -274,7 +275,6 @@ HOSTILE: dict[str, tuple[str, Break]] = {
         "WrongTensorsError",
         tensors("optimizer.safetensors", lambda t: t.update({"policy.optimizer/0/evil": t["policy.optimizer/0/exp_avg"]})),
     ),
-    "optimizer-empty": ("WrongTensorsError", tensors("optimizer.safetensors", lambda t: t.clear())),
     "optimizer-other-settings": (
         "WrongTensorsError",
         config("hyperparameters", "policy_kwargs", "optimizer_kwargs", value={"amsgrad": True}),

@@ -828,10 +828,19 @@ def test_policies_of_other_algorithms_are_refused(tmp_path):
         RL2PPO.load(path)
 
 
-@pytest.mark.parametrize("name", ["gamma", "gae_lambda"])
-def test_discounts_are_in_their_range(name):
-    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):
-        make_model(counter_vec_env(1), **{name: 1.5})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(gamma=1.5), r"gamma must be in \[0, 1\], got 1.5"),
+        (dict(gae_lambda=-0.1), r"gae_lambda must be in \[0, 1\], got -0.1"),
+        (dict(n_epochs=0), r"n_epochs must be an integer of at least 1, got 0"),
+        (dict(n_steps=0), r"n_steps must be an integer of at least 1, got 0"),
+        (dict(batch_size=1.5), r"batch_size must be an integer of at least 1, got 1.5"),
+    ],
+)
+def test_settings_are_in_their_range(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        TrMRLPPO("TrMRLPolicy", counter_vec_env(1), **kwargs)
 
 
 def test_the_layout_of_an_image_in_memory_changes_nothing():

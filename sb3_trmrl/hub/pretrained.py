@@ -241,6 +241,9 @@ def load(
             stacklevel=2,
         )
     weights = safetensors.torch.load_file(file_in(folder, WEIGHTS))
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.isnan().any()]
+    if broken:
+        raise WrongTensorsError(f"{WEIGHTS} holds NaN in {broken[0]}: nothing that learns has such weights.")
     model.policy.load_state_dict(weights)
     model.pending_training_state = {}
     if set(TRAINING_FILES) <= set(config["files"]):
