@@ -152,7 +152,7 @@ def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device:
     # The final model first, named as the zoo does; then the best ones
     names = [f"{str(trained_on).replace('/', '-')}.zip", "best_meta_model.zip", "best_model.zip"]
     zips = [folder / name for name in names if (folder / name).is_file()]
-    zips = zips or sorted(folder.glob("*.zip"), key=_last_change)[-1:]
+    zips = zips or sorted(folder.glob("[!.]*.zip"), key=_last_change)[-1:]
     if not zips:
         raise ValueError(f"{folder} holds no model: no zip file, no config.json of save_pretrained, no run of RL Zoo.")
     model = _load_zip(zips[0], algo or args.get("algo"), device)

@@ -385,7 +385,7 @@ def test_gym_packages_of_every_command_that_builds(capsys, model_zip, tmp_path, 
         assert parser.parse_args([*command, "--gym-packages", "a", "b"]).gym_packages == ["a", "b"]
         assert parser.parse_args(command).gym_packages == []
     unknown = error_of(capsys, "evaluate", model_zip, "--algo", "trmrl", "--env", "Nobodys-v0")
-    assert "Nobodys" in unknown and "--gym-packages names the modules" in unknown
+    assert "Nobodys" in unknown and "If a module registers it, name that with --gym-packages" in unknown
     assert "No module named 'nowhere'" in error_of(capsys, "evaluate", model_zip, "--gym-packages", "nowhere")
 
 

@@ -298,6 +298,8 @@ HOSTILE: dict[str, tuple[str, Break]] = {
     "learning-rate-text": ("WrongTensorsError", state(lambda s: s["optimizers"]["policy.optimizer"][0].update(lr="1"))),
     "arrays-truncated": ("MalformedFileError", truncated("training.safetensors")),
     "array-missing": ("MalformedFileError", state(lambda s: s.update(rng={"$array": "nowhere"}))),
+    "counters-of-config-negative": ("MalformedFileError", config("training", "n_iterations", value=-5)),
+    "counters-of-config-huge": ("MalformedFileError", config("training", "n_updates", value=10**400)),
     "counter-missing": ("MalformedFileError", state(lambda s: s["counters"].pop("num_timesteps"))),
     "counter-text": ("MalformedFileError", state(lambda s: s["counters"].update(num_timesteps="1"))),
     "counter-nan": ("MalformedFileError", state(lambda s: s["counters"].update(num_timesteps={"$float": "nan"}))),

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEp
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_trmrl import RL2PPO, TrMRLPolicy, TrMRLPPO
+from sb3_trmrl import TrMRLPolicy, TrMRLPPO
 from sb3_trmrl.common.buffers import WorkingMemoryRolloutBuffer
 from sb3_trmrl.envs.trial import TrialWrapper
 from tests.families import Counter, ForeverOne, NoisyForever, counter_vec_env
@@ -819,13 +819,6 @@ def test_a_wrapper_that_hides_the_parts_of_tokens_is_told():
         make_model(env, policy_kwargs=dict(normalize_observations=False))
     with pytest.raises(ValueError, match=r"VecNormalize\(norm_obs=True\).*a wrapper around the trial environment hides"):
         make_model(VecNormalize(env))
-
-
-def test_policies_of_other_algorithms_are_refused(tmp_path):
-    path = tmp_path / "model.zip"
-    make_model(counter_vec_env(1)).save(path)
-    with pytest.raises(ValueError, match=r"RL2PPO needs .* got policy='TrMRLPolicy'.* is the policy of TrMRLPPO"):
-        RL2PPO.load(path)
 
 
 @pytest.mark.parametrize(

@@ -331,8 +331,26 @@ def test_what_is_drawn_goes_into_the_block(name, tmp_path, monkeypatch):
         assert str(model_again.policy) == str(model.policy) and described(model_again.policy) == kept
         assert model_again.batch_size == model.batch_size and saved["n_epochs"] == model.n_epochs
         assert type(model_again.policy.optimizer) is type(model.policy.optimizer)
+        assert again.read_hyperparameters()[1] == saved
     # What is written down of it is read without running anything
     assert isinstance(runs._read(Path(again.save_path), "config.yml")["policy_kwargs"], dict)
+
+
+def test_parameters_of_the_command_line_are_those_of_the_trial_too(tmp_path, monkeypatch):
+    mine: dict[str, Any] = dict(
+        hyperparams={"policy_kwargs": {"memory_reset": "episode", "normalize_observations": False}, "n_steps": 40}
+    )
+    manager = make_manager(tmp_path, optimize_hyperparameters=True, n_timesteps=80, n_evaluations=1, **mine)
+    manager.setup_experiment()
+    tried: list[Any] = []
+    monkeypatch.setattr(TrMRLPPO, "learn", lambda model, *_, **__: tried.append(model))
+    storage = str(tmp_path / "study.log")
+    study = optuna.create_study(storage=optuna.storages.JournalStorage(JournalFileBackend(storage)), study_name="s")
+    study.optimize(manager.objective, n_trials=1)
+    again, _ = make_manager(tmp_path, storage=storage, study_name="s", trial_id=0, **mine).setup_experiment()
+    assert str(again.policy) == str(tried[0].policy) and again.n_steps == tried[0].n_steps == 40
+    for policy in (again.policy, tried[0].policy):
+        assert policy.memory_reset == "episode" and not policy.normalize_observations
 
 
 def test_of_memories_only_one_recurrent_network_takes_the_place_of_another():
@@ -358,6 +376,9 @@ def test_checkpoints_of_the_yaml_file_lie_in_the_folder_of_the_run_and_a_study_h
         model, _ = manager.setup_experiment()
         manager.learn(model)
         assert (Path(manager.save_path) / "checkpoints" / "checkpoint_40_steps" / "config.json").is_file()
+    twice = {**hyperparams, "callback": 2 * callback[:1]}
+    with pytest.raises(ValueError, match="remove each other's checkpoints: give them a save_path each"):
+        make_manager(tmp_path, n_timesteps=40, hyperparams=twice).setup_experiment()
     study = optuna.create_study()
     manager = make_manager(tmp_path, n_timesteps=40, optimize_hyperparameters=True, n_evaluations=1, hyperparams=hyperparams)
     manager.setup_experiment()

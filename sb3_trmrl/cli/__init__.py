@@ -27,8 +27,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
         for module in arguments.gym_packages:
             importlib.import_module(module)
         arguments.run(arguments)
-    except gym.error.UnregisteredEnv as error:
-        print(printable(f"sb3-trmrl: error: {error} --gym-packages names the modules that register it."), file=sys.stderr)
+    except (gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
+        hint = "If a module registers it, name that with --gym-packages."
+        print(printable(f"sb3-trmrl: error: {error} {hint}"), file=sys.stderr)
         return 1
     except (ValueError, OSError, ImportError, gym.error.Error) as error:
         print(printable(f"sb3-trmrl: error: {error}"), file=sys.stderr)

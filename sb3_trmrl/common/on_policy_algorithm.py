@@ -112,8 +112,8 @@ class MemoryPPO(PretrainedMixin, PPO):
         bootstrap_episode_end: bool = True,
         _init_setup_model: bool = True,
     ):
-        if not isinstance(policy, str):
-            self._check_policy(policy)
+        if not isinstance(policy, str) and not issubclass(policy, MemoryActorCriticPolicy):
+            raise ValueError(self._policy_error(policy.__name__))
         check_integers(dict(batch_size=batch_size, n_epochs=n_epochs, **({} if n_steps is None else dict(n_steps=n_steps))))
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
             if not 0 <= value <= 1:
@@ -162,21 +162,6 @@ class MemoryPPO(PretrainedMixin, PPO):
             self._setup_model()
 
     # -- Construction ------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def _check_policy(cls, policy: type[BasePolicy]) -> None:
-        if not issubclass(policy, MemoryActorCriticPolicy):
-            raise ValueError(cls._policy_error(policy.__name__))
-        # Or a zip of TrMRLPPO would load, go on and be compared as RL2PPO
-        owners = {
-            algorithm.__name__: name
-            for algorithm in (*MemoryPPO.__subclasses__(), cls)
-            for name, known in algorithm.policy_aliases.items()
-            if known is policy
-        }
-        if owners and cls.policy_aliases and cls.__name__ not in owners:
-            (owner, name), *_ = owners.items()
-            raise ValueError(f"{cls._policy_error(name)} {name} is the policy of {owner}.")
 
     @classmethod
     def _policy_error(cls, got: str) -> str:

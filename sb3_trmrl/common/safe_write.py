@@ -1,6 +1,8 @@
 """Writing files so that neither a kill nor another process loses what was there."""
 
 import os
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,10 +22,13 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     :param path: Where it goes; folders are made
     :param write: Writes to the path that it gets, which has the same ending
     """
+    path = Path(os.path.realpath(path))  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}_{path.name}")
+    partial = path.with_name(f".{os.getpid()}_{threading.get_ident()}_{path.name}")
     try:
         write(partial)
+        if path.exists():
+            shutil.copymode(path, partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

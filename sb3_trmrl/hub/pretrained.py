@@ -307,6 +307,9 @@ def _check_sections(config: dict[str, Any], path: Path) -> None:
             for key, kind in keys.items()
         ):
             raise MalformedFileError(f"{name} in {path} must be an object with {sorted(keys)}, got {str(values)[:100]}.")
+    for name, value in config["training"].items():
+        if isinstance(value, int) and not 0 <= value < 2**53:
+            raise MalformedFileError(f"{name} in {path} must be in [0, 2^53), got {str(value)[:50]}.")
 
 
 def find_folder(folder_or_repo_id: str | Path, revision: str | None = None, **hub_kwargs: Any) -> Path:

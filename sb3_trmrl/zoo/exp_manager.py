@@ -121,6 +121,9 @@ class MetaExperimentManager(ZooExperimentManager):
         if len(set(names)) < len(names):
             raise ValueError(f"MetaEvalCallbacks need a name each, got {names}: give one of them 'name: meta_eval_ood', say.")
         folder = Path(self.save_path)
+        saving = [callback for callback in self.callbacks if isinstance(callback, PretrainedCheckpointCallback)]
+        if sum(callback.save_path is None for callback in saving) > 1:
+            raise ValueError("PretrainedCheckpointCallbacks remove each other's checkpoints: give them a save_path each.")
         for callback in self.callbacks:
             if isinstance(callback, MetaEvalCallback) and callback.save_path is None:
                 callback.save_path = folder if callback.name == "meta_eval" else folder / callback.name
@@ -143,11 +146,16 @@ class MetaExperimentManager(ZooExperimentManager):
         if not (self._is_ours and self.storage and self.study_name and self.trial_id is not None):
             return super().read_hyperparameters()
         trial_id, self.trial_id = self.trial_id, None  # the zoo would take 0 for none
-        hyperparams, _ = super().read_hyperparameters()
+        try:
+            hyperparams, _ = super().read_hyperparameters()
+        finally:
+            self.trial_id = trial_id
         if isinstance(hyperparams.get("policy_kwargs"), str):
             hyperparams["policy_kwargs"] = eval(hyperparams["policy_kwargs"], vars(zoo_module))  # as the zoo does
         drawn = into_block(hyperparams, self.load_trial(self.storage, self.study_name, trial_id))
-        hyperparams = {**hyperparams, **drawn, **(self.custom_hyperparams or {})}
+        # What -params says goes first; its policy_kwargs are in the block already, as in the trial
+        custom = {name: value for name, value in (self.custom_hyperparams or {}).items() if name != "policy_kwargs"}
+        hyperparams = {**hyperparams, **drawn, **custom}
         saved = OrderedDict(sorted(hyperparams.items()))
         print(f"With those of trial {trial_id} of {self.study_name}:")
         pprint(saved)

@@ -1,5 +1,6 @@
 """References that are trained: PPO without memory on what each may see."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -194,21 +195,24 @@ def train_reference(
         env = TaskInObservation(env)
         assert env.observation_space.shape is not None
         columns += range(space.shape[0], env.observation_space.shape[0])
-    model = TrMRLPPO(
-        "TrMRLPolicy",
-        env,
-        seed=seed,
-        device="cpu",
-        policy_kwargs=dict(
-            memory_encoder=NoMemory,
-            head_input="latest",
-            net_arch=[128, 128],
-            features_extractor_class=Columns,
-            features_extractor_kwargs=dict(columns=columns),
-            log_std_init=policy_kwargs.get("log_std_init", 0.0),
-        ),
-        **settings,
-    )
+    with warnings.catch_warnings():
+        # The oracle's perceptrons do with previous actions and rewards that are normalised like observations
+        warnings.filterwarnings("ignore", "The policy normalises the previous action")
+        model = TrMRLPPO(
+            "TrMRLPolicy",
+            env,
+            seed=seed,
+            device="cpu",
+            policy_kwargs=dict(
+                memory_encoder=NoMemory,
+                head_input="latest",
+                net_arch=[128, 128],
+                features_extractor_class=Columns,
+                features_extractor_kwargs=dict(columns=columns),
+                log_std_init=policy_kwargs.get("log_std_init", 0.0),
+            ),
+            **settings,
+        )
     model.learn(steps if timesteps is None else timesteps, callback=callback, progress_bar=progress_bar)
     env.close()
     return model
