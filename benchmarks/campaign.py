@@ -71,6 +71,12 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "trmrl-std-0.6": ("trmrl", {"policy_kwargs.log_std_init": -0.5}),
     "trmrl-gamma-0.95": ("trmrl", {"gamma": 0.95}),
     "trmrl-bootstrap-episode-end": ("trmrl", {"bootstrap_episode_end": True}),
+    "trmrl-batch-1600-5-epochs": ("trmrl", {"batch_size": 1600, "n_epochs": 5}),
+    "trmrl-batch-1600-5-epochs-bootstrap-episode-end": (
+        "trmrl",
+        {"batch_size": 1600, "n_epochs": 5, "bootstrap_episode_end": True},
+    ),
+    "rl2-batch-1600-5-epochs": ("rl2", {"batch_size": 1600, "n_epochs": 5}),
     "trmrl-xavier": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
     "trmrl-4-layers": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 4}),
     "trmrl-ff-256": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.ff_dim": 256}),
