@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         "trmrl",
         {"batch_size": 1600, "n_epochs": 5, "bootstrap_episode_end": True},
     ),
-    "rl2-batch-1600-5-epochs": ("rl2", {"batch_size": 1600, "n_epochs": 5}),
+    "rl2-batch-800-10-epochs": ("rl2", {"batch_size": 800, "n_epochs": 10}),
     "trmrl-xavier": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.initialization": "xavier"}),
     "trmrl-4-layers": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.n_layers": 4}),
     "trmrl-ff-256": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.ff_dim": 256}),

@@ -46,7 +46,7 @@ CHANGE_LABELS = {
     "trmrl-bootstrap-episode-end": "TrMRL for which an episode's real end is an ordinary step",
     "trmrl-batch-1600-5-epochs": "TrMRL with minibatches of four trials and 5 epochs",
     "trmrl-batch-1600-5-epochs-bootstrap-episode-end": "the same, and an episode's real end is an ordinary step",
-    "rl2-batch-1600-5-epochs": "RL2 with minibatches of four trials and 5 epochs",
+    "rl2-batch-800-10-epochs": "RL2 with minibatches of two trials and 10 epochs",
     "trmrl-xavier": "TrMRL without T-Fixup (Xavier)",
     "trmrl-4-layers": "TrMRL with 4 layers",
     "trmrl-1-layer": "TrMRL with 1 layer",
