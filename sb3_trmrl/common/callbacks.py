@@ -67,7 +67,7 @@ class MetaEvalCallback(BaseCallback):
           - sb3_trmrl.common.callbacks.MetaEvalCallback:
               eval_freq: 100000
 
-    :param eval_freq: Evaluate every so many steps of training (all environments together), at least 1
+    :param eval_freq: Evaluate at the multiples of so many steps of training (all environments together), at least 1
     :param n_tasks: Number of tasks, at least 1
     :param n_episodes: Episodes per trial, at least 1; it may be more than in training
     :param split: Where tasks are drawn from
