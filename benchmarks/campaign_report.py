@@ -345,15 +345,15 @@ def sections(runs: Runs, speed_runs: Runs, page: str) -> dict[str, str]:
     return parts
 
 
-def main() -> None:
-    """Write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
-    arguments = parser.parse_args()
-    print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seeds {EVAL_SEEDS}")
-    text = arguments.page.read_text(encoding="utf-8")
-    for name, content in sections(read_results(arguments.results), read_results(SPEED_RESULTS), text).items():
+def write_sections(page: Path, parts: Mapping[str, str]) -> None:
+    """
+    Replace what stands in a page between ``<!-- NAME -->`` and ``<!-- end -->``, and print it.
+
+    :param page: A Markdown file.
+    :param parts: Text by the name of its place.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, content in parts.items():
         text, count = re.subn(
             rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
             lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}",  # type: ignore[misc]
@@ -361,7 +361,18 @@ def main() -> None:
             flags=re.DOTALL,
         )
         print(f"{name}: {'written' if count else 'no place for it in the page'}\n\n{content}\n")
-    arguments.page.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
+    arguments = parser.parse_args()
+    print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seeds {EVAL_SEEDS}")
+    page = arguments.page.read_text(encoding="utf-8")
+    write_sections(arguments.page, sections(read_results(arguments.results), read_results(SPEED_RESULTS), page))
 
 
 if __name__ == "__main__":

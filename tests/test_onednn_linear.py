@@ -23,7 +23,7 @@ def by_onednn(y: th.Tensor) -> bool:
     return type(y.grad_fn).__name__ == "_LinearBackward"
 
 
-@pytest.mark.parametrize("shape", [(64,), (8, 25), (3, 5, 7), (130, 1)])
+@pytest.mark.parametrize("shape", [(64,), (8, 25), (3, 5, 7), (130, 1), (1600,)])
 @pytest.mark.parametrize("sizes", [(28, 128), (128, 28), (1, 1), (5, 3)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_values_and_gradients_are_those_of_float64(needed, shape, sizes, bias):
@@ -63,6 +63,24 @@ def test_views_and_frozen_parts(needed):
     for ours, reference in zip(got, expected, strict=True):
         th.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-2)
     assert not frozen.requires_grad
+
+
+def test_it_multiplies_matrices_of_few_sizes(monkeypatch):
+    """oneDNN makes and keeps a kernel for each; where trials end early, no two minibatches have equally many rows."""
+    sizes: set[int] = set()
+    multiply = onednn_linear._multiply
+
+    def recorded(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+        sizes.add(max(x.shape))
+        return multiply(x, weight, bias)
+
+    monkeypatch.setattr(onednn_linear, "_NEEDED", True)
+    monkeypatch.setattr(onednn_linear, "_multiply", recorded)
+    weight = th.randn(3, 2, requires_grad=True)
+    with onednn_linear.fast_linear():
+        for n_rows in range(1024, 2048):
+            F.linear(th.randn(n_rows, 2, requires_grad=True), weight).sum().backward()
+    assert len(sizes) == 17 and {1024, 1600, 2048} < sizes, "no copy of the usual minibatches"
 
 
 def test_what_it_does_not_suit_is_left_alone(needed):

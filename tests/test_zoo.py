@@ -29,6 +29,8 @@ from sb3_trmrl.zoo import ALGORITHMS, register
 from sb3_trmrl.zoo.exp_manager import MetaExperimentManager, ZooExperimentManager, _takes_split
 from sb3_trmrl.zoo.hyperparams_opt import into_block
 
+WITHOUT_TASKS = ["CartPoleNoVel-v1", "PendulumNoVel-v1"]
+"""Environments of the zoo's own with a block."""
 ZOO_DEFAULTS = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams"
 
 
@@ -63,10 +65,24 @@ def test_registration_twice_is_the_same_as_once():
 def test_every_registered_id_has_a_block_with_its_status(settings):
     text = (hyperparams_dir() / f"{settings}.yml").read_text(encoding="utf-8")
     blocks = set(yaml.safe_load(text))
-    assert blocks - set(METAWORLD_ENVS) == {"default", *META_ENVS}
+    assert blocks - set(METAWORLD_ENVS) - set(WITHOUT_TASKS) == {"default", *META_ENVS}
+    assert (blocks >= set(WITHOUT_TASKS)) is not settings.endswith("_paper")
     assert blocks >= {"ML1-reach-v3", "ML1-push-v3", "ML1-pick-place-v3"}
     for block in re.split(r"\n\n", text)[1:]:
         assert re.match(r"# (Paper|Reference code|Tuned|To be tuned)", block), block
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("env_id", WITHOUT_TASKS)
+def test_blocks_of_the_zoos_environments_train(tmp_path, algo, env_id):
+    hyperparams = {"n_envs": 2, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    manager = make_manager(tmp_path, algo, env_id, eval_freq=-1, n_timesteps=64, hyperparams=hyperparams, log_interval=1)
+    model, _ = manager.setup_experiment()
+    manager.learn(model)
+    assert (
+        model.num_timesteps == 64
+        and model.lr_schedule(0.5) == float(settings_of(algo)[env_id]["learning_rate"].removeprefix("lin_")) / 2
+    )
 
 
 @pytest.mark.parametrize("suffix", ["", "_paper"])

@@ -31,6 +31,20 @@ def mkl_leaves_avx512_unused() -> bool:
     return "AuthenticAMD" in (cpuinfo.read_text() if cpuinfo.exists() else platform.processor())
 
 
+def _few_row_counts(x: th.Tensor) -> th.Tensor:
+    """
+    oneDNN makes a kernel for each shape, which takes longer than the product, and keeps a thousand of them (a gigabyte). Where
+    trials end early, no two minibatches have equally many rows.
+
+    :param x: Shape (..., n)
+    :return: Its rows, (n_rows, n), with zeros behind them to one of 16 counts between two powers of two
+    """
+    rows = x.flatten(0, -2)
+    step = 1 << max(5, len(rows).bit_length() - 5)
+    missing = -len(rows) % step
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
 def _multiply(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     # x weight^T + bias
     return th.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -41,27 +55,27 @@ class _Linear(th.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
-        ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
+        rows = _few_row_counts(x)
+        ctx.save_for_backward(rows, weight)
+        ctx.shape = x.shape
+        return _multiply(rows, weight, bias)[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, th.Tensor | None, th.Tensor | None]:
-        x, weight = ctx.saved_tensors
+        inputs, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grads, inputs = grad.flatten(0, -2), x.flatten(0, -2)
-        grad_weight = None
+        grads = _few_row_counts(grad)
+        grad_x, grad_weight = None, None
+        if needs_x:
+            grad_x = _multiply(grads, weight.t())[: ctx.shape[:-1].numel()].view(ctx.shape)
         if needs_weight:
             # The left factor is copied to its transpose: let that be the smaller one
             if grads.shape[1] <= inputs.shape[1]:
                 grad_weight = _multiply(grads.t(), inputs.t())
             else:
                 grad_weight = _multiply(inputs.t(), grads.t()).t()
-        return (
-            _multiply(grads, weight.t()).view_as(x) if needs_x else None,
-            grad_weight,
-            grads.sum(0) if needs_bias else None,
-        )
+        return grad_x, grad_weight, grads.sum(0) if needs_bias else None
 
 
 class _LinearByOneDNN(TorchFunctionMode):
