@@ -290,7 +290,7 @@ def facts() -> dict[str, Any]:
     """:return: What a number depends on, beside the settings."""
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
-    packages = ("sb3_trmrl", "stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
+    packages = ("sb3_trmrl", "stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
     return dict(
         commit=commit.stdout.strip(),
         versions={name: importlib.metadata.version(name) for name in packages},

@@ -33,7 +33,7 @@ def mkl_leaves_avx512_unused() -> bool:
 
 def _few_row_counts(x: th.Tensor) -> th.Tensor:
     """
-    oneDNN makes a kernel for each shape, which takes longer than the product, and keeps a thousand of them (a gigabyte). Where
+    oneDNN makes a kernel for each shape, which takes as long as a product, and keeps a thousand of them (a gigabyte). Where
     trials end early, no two minibatches have equally many rows.
 
     :param x: Shape (..., n)
