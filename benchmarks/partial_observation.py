@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 from campaign import RESULTS, facts, read_results
-from campaign_report import DOCS, number, origin, write_sections
-
-from sb3_trmrl.common.statistics import bootstrap_interval, interquartile_mean
+from campaign_report import DOCS, origin, returned, write_sections
 
 ENVIRONMENTS = {"CartPoleNoVel-v1": 100_000, "PendulumNoVel-v1": 100_000}
 """Steps of training of each, the zoo's for ``ppo_lstm``."""
@@ -83,21 +81,12 @@ def table(runs: list[dict[str, Any]]) -> str:
         for agent, label in AGENTS.items():
             of_agent = [run for run in runs if (run["env"], run["agent"]) == (env_id, agent)]
             if of_agent:
-                # (n_seeds, N_EVALUATIONS)
+                # Returns, (n_seeds, N_EVALUATIONS)
                 returns = np.array([np.mean(run["evaluations"], axis=-1) for run in of_agent])
                 cells = [returned(returns[:, -1:]), returned(returns.mean(axis=-1, keepdims=True))]
                 minutes = np.mean([run["seconds"] for run in of_agent]) / 60
                 lines.append(f"| {env_id} | {label} | {len(of_agent)} | {' | '.join(cells)} | {minutes:.1f} |")
     return "\n".join(lines)
-
-
-def returned(returns: np.ndarray) -> str:
-    """
-    :param returns: ``(n_seeds, 1)``.
-    :return: Interquartile mean over seeds, and its interval.
-    """
-    low, high = map(float, bootstrap_interval(returns))
-    return number(float(interquartile_mean(returns)), (low, high), 0)
 
 
 def main() -> None:

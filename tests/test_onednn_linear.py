@@ -20,6 +20,8 @@ def needed(request, monkeypatch):
 
 
 def by_onednn(y: th.Tensor) -> bool:
+    """Whether it comes from our function, or is a view of what does."""
+    y = y if y._base is None else y._base
     return type(y.grad_fn).__name__ == "_LinearBackward"
 
 
@@ -63,6 +65,18 @@ def test_views_and_frozen_parts(needed):
     for ours, reference in zip(got, expected, strict=True):
         th.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-2)
     assert not frozen.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(64,), (70,), (2, 64), (2, 70)])
+def test_what_comes_behind_may_work_in_place(needed, shape):
+    """``nn.ReLU(inplace=True)`` of a user's features extractor or encoder."""
+    th.manual_seed(0)
+    x, weight = th.randn(*shape, 5, requires_grad=True), th.randn(6, 5, requires_grad=True)
+    expected = th.autograd.grad(F.linear(x, weight).relu().pow(2).sum(), [x, weight])
+    with onednn_linear.fast_linear():
+        got = th.autograd.grad(F.linear(x, weight).relu_().pow(2).sum(), [x, weight])
+    for ours, reference in zip(got, expected, strict=True):
+        th.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-3)
 
 
 def test_it_multiplies_matrices_of_few_sizes(monkeypatch):

@@ -79,10 +79,8 @@ def test_blocks_of_the_zoos_environments_train(tmp_path, algo, env_id):
     manager = make_manager(tmp_path, algo, env_id, eval_freq=-1, n_timesteps=64, hyperparams=hyperparams, log_interval=1)
     model, _ = manager.setup_experiment()
     manager.learn(model)
-    assert (
-        model.num_timesteps == 64
-        and model.lr_schedule(0.5) == float(settings_of(algo)[env_id]["learning_rate"].removeprefix("lin_")) / 2
-    )
+    rate = float(settings_of(algo)[env_id]["learning_rate"].removeprefix("lin_"))
+    assert model.num_timesteps == 64 and model.lr_schedule(0.5) == rate / 2
 
 
 @pytest.mark.parametrize("suffix", ["", "_paper"])

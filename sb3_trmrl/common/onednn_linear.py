@@ -31,51 +31,46 @@ def mkl_leaves_avx512_unused() -> bool:
     return "AuthenticAMD" in (cpuinfo.read_text() if cpuinfo.exists() else platform.processor())
 
 
-def _few_row_counts(x: th.Tensor) -> th.Tensor:
-    """
-    oneDNN makes a kernel for each shape, which takes as long as a product, and keeps a thousand of them (a gigabyte). Where
-    trials end early, no two minibatches have equally many rows.
-
-    :param x: Shape (..., n)
-    :return: Its rows, (n_rows, n), with zeros behind them to one of 16 counts between two powers of two
-    """
-    rows = x.flatten(0, -2)
-    step = 1 << max(5, len(rows).bit_length() - 5)
-    missing = -len(rows) % step
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
-
-
 def _multiply(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     # x weight^T + bias
     return th.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Linear(th.autograd.Function):
-    """``F.linear`` and its gradients as three products of oneDNN."""
+    """``F.linear`` of rows, (n_rows, n), and its gradients as three products of oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
-        rows = _few_row_counts(x)
-        ctx.save_for_backward(rows, weight)
-        ctx.shape = x.shape
-        return _multiply(rows, weight, bias)[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, th.Tensor | None, th.Tensor | None]:
-        inputs, weight = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grads = _few_row_counts(grad)
-        grad_x, grad_weight = None, None
-        if needs_x:
-            grad_x = _multiply(grads, weight.t())[: ctx.shape[:-1].numel()].view(ctx.shape)
+        grad_weight = None
         if needs_weight:
             # The left factor is copied to its transpose: let that be the smaller one
-            if grads.shape[1] <= inputs.shape[1]:
-                grad_weight = _multiply(grads.t(), inputs.t())
+            if grad.shape[1] <= x.shape[1]:
+                grad_weight = _multiply(grad.t(), x.t())
             else:
-                grad_weight = _multiply(inputs.t(), grads.t()).t()
-        return grad_x, grad_weight, grads.sum(0) if needs_bias else None
+                grad_weight = _multiply(x.t(), grad.t()).t()
+        return _multiply(grad, weight.t()) if needs_x else None, grad_weight, grad.sum(0) if needs_bias else None
+
+
+def _linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    """
+    ``F.linear`` by oneDNN. That makes a kernel for each shape, which takes as long as a product, and keeps a thousand of them
+    (a gigabyte). Where trials end early, no two minibatches have equally many rows, so zeros fill them up to multiples of 32,
+    from 512 rows on to one of 16 counts between two powers of two.
+    """
+    # Shapes change here and not in the function, behind whose views nothing could work in place
+    rows = x.flatten(0, -2)
+    missing = -len(rows) % (1 << max(5, len(rows).bit_length() - 5))
+    if missing > 0:
+        return _Linear.apply(F.pad(rows, (0, 0, 0, missing)), weight, bias)[: len(rows)].unflatten(0, x.shape[:-1])
+    return _Linear.apply(rows, weight, bias).unflatten(0, x.shape[:-1])
 
 
 class _LinearByOneDNN(TorchFunctionMode):
@@ -86,7 +81,7 @@ class _LinearByOneDNN(TorchFunctionMode):
             x, weight, *bias = args
             if x.dtype == weight.dtype == th.float32 and x.device.type == "cpu" and x.dim() > 1 and weight.dim() == 2:
                 if x.shape[:-1].numel() >= MIN_ROWS:
-                    return _Linear.apply(x, weight, *(bias or [None]))
+                    return _linear(x, weight, *bias)
         return func(*args, **(kwargs or {}))
 
 
