@@ -37,18 +37,20 @@ def _multiply(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) ->
 
 
 class _Linear(th.autograd.Function):
-    """``F.linear`` of rows, (n_rows, n), and its gradients as three products of oneDNN."""
+    """``F.linear`` of rows, (n_rows, n), with some of zeros behind them, and its gradients as three products of oneDNN."""
 
     @staticmethod
-    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+    def forward(ctx: Any, rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, n_zeros: int) -> th.Tensor:
+        x = F.pad(rows, (0, 0, 0, n_zeros)) if n_zeros > 0 else rows
         ctx.save_for_backward(x, weight)
+        ctx.n_rows = len(rows)
         return _multiply(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, th.Tensor | None, th.Tensor | None]:
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_weight = None
         if needs_weight:
             # The left factor is copied to its transpose: let that be the smaller one
@@ -56,7 +58,8 @@ class _Linear(th.autograd.Function):
                 grad_weight = _multiply(grad.t(), x.t())
             else:
                 grad_weight = _multiply(x.t(), grad.t()).t()
-        return _multiply(grad, weight.t()) if needs_x else None, grad_weight, grad.sum(0) if needs_bias else None
+        grad_rows = _multiply(grad, weight.t())[: ctx.n_rows] if needs_x else None
+        return grad_rows, grad_weight, grad.sum(0) if needs_bias else None, None
 
 
 def _linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
@@ -67,10 +70,9 @@ def _linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> t
     """
     # Shapes change here and not in the function, behind whose views nothing could work in place
     rows = x.flatten(0, -2)
-    missing = -len(rows) % (1 << max(5, len(rows).bit_length() - 5))
-    if missing > 0:
-        return _Linear.apply(F.pad(rows, (0, 0, 0, missing)), weight, bias)[: len(rows)].unflatten(0, x.shape[:-1])
-    return _Linear.apply(rows, weight, bias).unflatten(0, x.shape[:-1])
+    n_zeros = -len(rows) % (1 << max(5, len(rows).bit_length() - 5))
+    y = _Linear.apply(rows, weight, bias, n_zeros)
+    return (y[: len(rows)] if n_zeros > 0 else y).unflatten(0, x.shape[:-1])
 
 
 class _LinearByOneDNN(TorchFunctionMode):
