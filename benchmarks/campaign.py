@@ -65,6 +65,15 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "trmrl-reset-trial": ("trmrl", {"policy_kwargs.memory_reset": "trial"}),
     "trmrl-whole-trial": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1024}),
     "trmrl-16-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 16}),
+    "trmrl-64-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 64}),
+    "trmrl-64-steps-1-layer": (
+        "trmrl",
+        {"policy_kwargs.memory_encoder_kwargs.memory_length": 64, "policy_kwargs.memory_encoder_kwargs.n_layers": 1},
+    ),
+    "trmrl-64-steps-ff-256": (
+        "trmrl",
+        {"policy_kwargs.memory_encoder_kwargs.memory_length": 64, "policy_kwargs.memory_encoder_kwargs.ff_dim": 256},
+    ),
     "trmrl-constant-lr": ("trmrl", {"learning_rate": 3e-4}),
     "trmrl-batch-800": ("trmrl", {"batch_size": 800}),
     "trmrl-10-epochs": ("trmrl", {"n_epochs": 10}),
