@@ -66,6 +66,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "trmrl-whole-trial": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1024}),
     "trmrl-16-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 16}),
     "trmrl-64-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 64}),
+    "trmrl-256-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 256}),
     "trmrl-64-steps-1-layer": (
         "trmrl",
         {"policy_kwargs.memory_encoder_kwargs.memory_length": 64, "policy_kwargs.memory_encoder_kwargs.n_layers": 1},
