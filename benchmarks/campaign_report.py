@@ -39,6 +39,7 @@ CHANGE_LABELS = {
     "trmrl-whole-trial": "TrMRL with the memory of the whole trial",
     "trmrl-16-steps": "TrMRL with 16 steps of memory",
     "trmrl-64-steps": "TrMRL with 64 steps of memory",
+    "trmrl-256-steps": "TrMRL with 256 steps of memory",
     "trmrl-64-steps-1-layer": "TrMRL with 64 steps of memory, 1 layer",
     "trmrl-64-steps-ff-256": "TrMRL with 64 steps of memory, feed-forward networks of 256",
     "trmrl-constant-lr": "TrMRL with a learning rate of 3e-4 to the end",
