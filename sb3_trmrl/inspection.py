@@ -82,7 +82,8 @@ class Recording:
 
     :param embeddings: Features of the memory, (n_envs, features_dim) each
     :param attention: For each step and layer the weights of the acting token, (n_recorded, n_heads, n_keys), and the age of
-        what each key belongs to, (n_recorded, n_keys) int64: 0 is the current token, negative is an empty slot
+        what each key belongs to, (n_recorded, n_keys) int64: 0 is the current token, negative is an empty slot. Of memories
+        that count their tokens in the last part of their state, int64 (n_envs,), as ours with attention do; else no layers
     """
 
     embeddings: list[np.ndarray]
@@ -103,20 +104,16 @@ def record(model: BaseAlgorithm | MemoryActorCriticPolicy, n_attention: int | No
     # An attribute of the instance goes before the method of the class
     original = encoder.step
     recording = Recording([], [])
-    lengths = th.zeros(0, dtype=th.int64)
 
     def step(tokens: th.Tensor, state: MemoryState, memory_starts: th.Tensor) -> tuple[th.Tensor, MemoryState]:
-        nonlocal lengths
         calls: list[th.Tensor] = []
         with _AttentionCalls(calls.append):
             features, state = original(tokens, state, memory_starts)
         recording.embeddings.append(features.detach().cpu().numpy().copy())
-        if len(lengths) != len(tokens):
-            lengths = th.zeros(len(tokens), dtype=th.int64)
-        # Number of tokens in each memory, the current one included
-        lengths = lengths.masked_fill(memory_starts.cpu(), 0) + 1
         whole = _whole_layers(calls) if encoder.training_unit == "window" else calls
-        layers = [_row_of_acting(encoder, weights.cpu(), lengths) for weights in whole]
+        lengths = state[-1].cpu()
+        counts = lengths.dtype == th.int64 and lengths.shape == (len(tokens),)
+        layers = [_row_of_acting(encoder, weights.cpu(), lengths) for weights in whole] if counts else []
         # Copies: parts of arrays keep all of these alive
         recording.attention.append([(weights[:n_attention].copy(), ages[:n_attention].copy()) for weights, ages in layers])
         return features, state

@@ -1,7 +1,7 @@
 """
 Every memory on another device: acting, training, saving. Without a GPU the same tests on the CPU run, which keeps them alive.
 
-On a GPU TF32 is off, as torch's default has it, so tolerances are those of float32.
+Tolerances are those of float32: on a GPU torch lets cuDNN (GRU, LSTM, convolutions) round to TF32, which is off here.
 """
 
 from typing import Any
@@ -18,6 +18,11 @@ from tests.test_memory_algorithms import CheckRatio, make_model
 on_every_device = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not th.cuda.is_available(), reason="no GPU"))]
 )
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(th.backends.cudnn, "allow_tf32", False)
 
 
 def tensors_of(model: Any) -> list[th.Tensor]:

@@ -286,6 +286,43 @@ def test_attention_that_is_not_recorded_is_not_kept():
             assert len(part) == 2 and (part.base is None or part.base.nbytes == part.nbytes)
 
 
+@pytest.mark.parametrize("label", WITH_ATTENTION)
+def test_state_none_starts_a_memory_as_episode_start_does(label):
+    model = make_model(label)
+    tokens = np.random.default_rng(0).normal(size=(7, 2, *model.observation_space.shape)).astype(np.float32)  # type: ignore[misc]
+    recordings = []
+    for tell_starts in (True, False):
+        with record(model) as recording:
+            for trial in (tokens[:4], tokens[4:]):
+                state = None
+                for t, token in enumerate(trial):
+                    _, state = model.predict(token, state, np.full(2, t == 0) if tell_starts else None)
+        recordings.append(recording)
+    for told, untold in zip(*(recording.attention for recording in recordings), strict=True):
+        assert len(told) > 0
+        for (weights, ages), (weights_untold, ages_untold) in zip(told, untold, strict=True):
+            np.testing.assert_array_equal(ages, ages_untold)
+            np.testing.assert_array_equal(weights, weights_untold)
+    # The second trial has seen three tokens
+    if label != "trial-one":
+        assert recordings[1].attention[-1][0][1].max() == 2
+
+
+def test_a_memory_that_does_not_count_its_tokens_has_no_layers():
+    model = make_model("gru")
+    original = model.policy.actor_memory.step
+
+    def step(tokens: th.Tensor, state: Any, memory_starts: th.Tensor) -> Any:
+        query = tokens.unsqueeze(1)
+        F.scaled_dot_product_attention(query, query, query)
+        return original(tokens, state, memory_starts)
+
+    model.policy.actor_memory.step = step  # type: ignore[method-assign]
+    with record(model) as recording:
+        model.predict(np.zeros((2, *model.observation_space.shape), dtype=np.float32))  # type: ignore[misc]
+    assert recording.attention == [[]] and len(recording.embeddings) == 1
+
+
 def test_made_environments_need_a_slot_for_each_task():
     model = make_model("trial-rotary-none")
     env = make_meta_vec_env("PointRobot-v0", 2, env_kwargs=dict(split="test", episodes_per_trial=2))

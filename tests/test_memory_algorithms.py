@@ -65,7 +65,7 @@ class CheckRatio(BaseCallback):
             self.worst = max(self.worst, float((th.exp(log_prob - batch.old_log_prob) - 1).abs().max()))
             # As predicted, whatever unit the targets have now: what clip_range_vf limits the change of starts at zero
             self.worst_value = max(self.worst_value, float((values.flatten() - batch.old_values).abs().max()))
-            seen.append(np.stack([batch.old_values, batch.old_log_prob, batch.advantages, batch.returns]))
+            seen.append(th.stack([batch.old_values, batch.old_log_prob, batch.advantages, batch.returns]).cpu().numpy())
         numbers = [buffer.values / buffer.factor, buffer.log_probs, buffer.advantages, buffer.returns]
         rollout = np.stack([part.flatten() for part in numbers])
         sampled = np.concatenate(seen, axis=1)

@@ -821,6 +821,34 @@ def test_a_wrapper_that_hides_the_parts_of_tokens_is_told():
         make_model(VecNormalize(env))
 
 
+def test_a_loaded_model_is_checked_with_its_own_settings(tmp_path):
+    env = VecFrameStack(counter_vec_env(1), 2)
+    make_model(env, policy_kwargs=dict(normalize_observations=False)).save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TrMRLPPO.load(tmp_path / "model", env=env, device="cpu")
+
+    def plain() -> gym.Env:
+        return gym.wrappers.TransformObservation(Counter(), lambda obs: np.resize(obs, 12), env.observation_space)
+
+    make_model(DummyVecEnv([plain]), policy_kwargs=dict(memory_reset="episode")).save(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"memory_reset='episode' needs the token's prev_done"):
+        TrMRLPPO.load(tmp_path / "plain", env=env, device="cpu")
+
+
+def test_parts_of_the_token_that_a_wrapper_left_out_are_not_forgotten():
+    def filtered() -> gym.Env:
+        return gym.wrappers.FilterObservation(TrialWrapper(Counter(image=True), 2), ["count", "prev_done", "prev_reward"])
+
+    model = make_model(DummyVecEnv([filtered]), policy_kwargs=dict(memory_reset="episode"))
+    model.learn(model.n_steps)
+    obs = {key: th.ones(2, *part.shape) for key, part in model.observation_space.spaces.items()}
+    obs["prev_done"][1] = 0
+    entered, starts = model.policy.enter_memory(obs, th.zeros(2, dtype=th.bool))
+    assert starts.tolist() == [True, False]
+    assert entered["prev_reward"].flatten().tolist() == [0, 1] and entered["count"].eq(1).all()
+
+
 @pytest.mark.parametrize(
     "kwargs, message",
     [

@@ -263,7 +263,7 @@ class TrialSliceRolloutBuffer(MemoryRolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[MemoryRolloutBufferSamples, None, None]:  # type: ignore[override]
         """
         Minibatches of whole trial slices in random order. There are as many as ``batch_size`` asks for, about ``batch_size``
-        steps each: more or less by up to one slice. A slice longer than ``batch_size`` makes a minibatch alone.
+        steps each: more or less by up to one slice.
 
         :param batch_size: Number of steps per minibatch; all steps at once if None
         :return: Generator over one epoch

@@ -156,8 +156,6 @@ class MemoryPPO(PretrainedMixin, PPO):
                 device=device,
                 _init_setup_model=False,
             )
-        if self.env is not None:
-            self._check_tokens(self.env)
         if _init_setup_model:
             self._setup_model()
 
@@ -238,6 +236,9 @@ class MemoryPPO(PretrainedMixin, PPO):
         super().set_env(vec_env, force_reset)
 
     def _setup_model(self) -> None:
+        # Here, where a model that is loaded has its policy_kwargs
+        if self.env is not None:
+            self._check_tokens(self.env)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self.policy_class(  # type: ignore[assignment]

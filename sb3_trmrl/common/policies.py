@@ -264,9 +264,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if not memory_starts.any():
             return obs, memory_starts
         if isinstance(obs, dict):
-            forgotten = {
+            forgotten: dict[str, th.Tensor] = {
                 key: obs[key].masked_fill(memory_starts.view(-1, *[1] * (obs[key].dim() - 1)), 0)
                 for key in ("prev_action", "prev_reward", "prev_done")
+                if key in obs  # a wrapper may have left some out
             }
             return {**obs, **forgotten}, memory_starts
         assert isinstance(space, TokenSpace)
