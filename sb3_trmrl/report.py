@@ -3,6 +3,7 @@
 import base64
 import datetime
 import io
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -154,10 +155,13 @@ def _adaptation(split: str, result: AdaptationResult, references: References | N
     if scores:
         bounds = zip(scores["score"], *scores["score_interval"], strict=True)
         header.append("score")
-        columns.append([f"{score:.2f} [{low:.2f}, {high:.2f}]" for score, low, high in bounds])
+        # No number where the oracle is not better than the blind agent
+        columns.append(
+            [f"{score:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(score) else "-" for score, low, high in bounds]
+        )
     if "reactive_score" in scores:
         header.append("reactive's score")
-        columns.append([f"{score:.2f}" for score in scores["reactive_score"]])
+        columns.append([f"{score:.2f}" if math.isfinite(score) else "-" for score in scores["reactive_score"]])
     parts.append(_table(header, [list(row) for row in zip(*columns, strict=True)]))
     if references is None:
         parts.append(

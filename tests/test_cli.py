@@ -109,6 +109,12 @@ def test_evaluate_in_json_is_json_alone(capsys, model_zip):
     assert data["env_kwargs"] == {"horizon": 5} and data["tasks"] == expected.tasks and "references" not in data
 
 
+def test_values_of_keywords():
+    words = ["a:1e-3", "b:-2.5E+1", "c:1e", "d:ood", "e:10", "f:[1, 2]", "g:0.5", "h:'1e3'"]
+    values = make_parser().parse_args(["references", ENV, "--env-kwargs", *words]).env_kwargs
+    assert values == dict(a=1e-3, b=-25.0, c="1e", d="ood", e=10, f=[1, 2], g=0.5, h="1e3")
+
+
 def test_stochastic_and_one_after_the_other(capsys, model_zip):
     returns = []
     for more in ([], ["--n-envs", "1"], ["--stochastic"]):

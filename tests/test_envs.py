@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +18,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trmrl import evaluate_adaptation
 from sb3_trmrl.common.env_util import make_meta_vec_env
-from sb3_trmrl.envs import META_ENVS, MetaBandit, PointRobot, SparsePointRobot, TokenSpace, TrialWrapper, register_envs
+from sb3_trmrl.envs import (
+    META_ENVS,
+    MetaBandit,
+    MetaEnv,
+    PointRobot,
+    SparsePointRobot,
+    Task,
+    TokenSpace,
+    TrialWrapper,
+    register_envs,
+)
 
 IDS = list(META_ENVS)
 FAMILIES: dict[str, Any] = dict(META_ENVS)
@@ -281,6 +292,40 @@ def test_bars_of_many_arms(n_arms: int) -> None:
 
 
 # ---- vectorised environments --------------------------------------------------------------------------------------------
+
+
+class Blind(MetaEnv):
+    """Has the keyword ``render_mode``, and no mode."""
+
+    task_shapes = MappingProxyType({"p": ()})
+
+    def __init__(self, horizon: int = 5, render_mode: str | None = None):
+        super().__init__(horizon, render_mode)
+        self.observation_space = self.action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def _sample_task(self, split: str) -> Task:
+        return {"p": self.np_random.uniform()}
+
+    def _reset(self) -> np.ndarray:
+        return np.zeros(1)
+
+    def _step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1), 0.0, False, False, {}
+
+
+def test_a_family_with_the_keyword_render_mode_and_without_modes() -> None:
+    def make(**env_kwargs: Any) -> gym.Env[Any, Any]:
+        return TrialWrapper(Blind(**env_kwargs))
+
+    gym.register("Blind-v0", entry_point=make)
+    try:
+        assert make_meta_vec_env("Blind-v0", 2).num_envs == 2
+        with pytest.raises(ValueError, match="render_mode='rgb_array' is unknown to Blind"):
+            make_meta_vec_env("Blind-v0", 2, env_kwargs=dict(render_mode="rgb_array"))
+        with pytest.raises(ValueError, match="horizon must be"):
+            make_meta_vec_env("Blind-v0", 2, env_kwargs=dict(horizon=0))
+    finally:
+        del gym.registry["Blind-v0"]
 
 
 def test_slots_meet_their_own_tasks() -> None:

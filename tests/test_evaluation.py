@@ -181,6 +181,15 @@ def test_picture_is_written_and_shows_the_curve(tmp_path: Path, ending):
         assert path.read_text().lstrip().startswith("<?xml")
 
 
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_an_environment_with_a_list_of_tasks_meets_the_tasks_of_the_seed(split):
+    expected = evaluate_adaptation(DoNothing(), "PointRobot-v0", 3, 2, "test", seed=5)
+    env = gym.make("PointRobot-v0", episodes_per_trial=2, split=split, tasks=[{"goal": [0.0, 0.0]}])
+    result = evaluate_adaptation(DoNothing(), env, 3, 2, "test", seed=5)
+    assert result.tasks == expected.tasks
+    np.testing.assert_array_equal(result.returns, expected.returns)
+
+
 # ---- every kind of agent -----------------------------------------------------------------------------------------------
 
 
@@ -430,6 +439,13 @@ def test_broken_files(tmp_path):
     np.savez(path, timesteps=np.ones(3), returns=np.ones((3, 2, 2)))
     with pytest.raises(ValueError, match=r"log of a training.*plot learning"):
         AdaptationResult.load(path)
+    for text in (
+        '{"tasks": [{}], "returns": [[]], "lengths": [[]], "wall_time": 0, "settings": {}}',
+        '{"tasks": [], "returns": [], "lengths": [], "wall_time": 0, "settings": {}}',
+    ):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(ValueError, match="it holds no episodes"):
+            AdaptationResult.load(tmp_path / "result.json")
     for text in ("", "[]", "{}", '{"tasks": [{}], "returns": [[1], [2]], "lengths": [[1]], "wall_time": 0, "settings": {}}'):
         (tmp_path / "result.json").write_text(text)
         with pytest.raises(ValueError, match="no saved AdaptationResult"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -146,7 +146,13 @@ def test_what_is_not_there(hub: FakeHub, account: dict[str, Any]) -> None:
     with pytest.raises(MissingFileError, match=r"holds no model.safetensors"):
         sb3_trmrl.load(REPO, **account)
     repository.commit("main", {}, ["config.json"])
-    with pytest.raises(MissingFileError, match=r"holds no config.json"):
+    with pytest.raises(MissingFileError, match=rf"{REPO} on the Hub holds no config.json"):
+        sb3_trmrl.load(REPO, **account)
+
+
+def test_a_repository_without_any_file_of_a_model(hub: FakeHub, account: dict[str, Any]) -> None:
+    HfApi(endpoint=hub.endpoint, token=TOKEN).create_repo(REPO)
+    with pytest.raises(MissingFileError, match=rf"{REPO} on the Hub holds no config.json.*huggingface_sb3.load_from_hub"):
         sb3_trmrl.load(REPO, **account)
 
 
@@ -269,6 +275,47 @@ def test_the_cards_script_makes_the_same_model(hub: FakeHub) -> None:
     assert all(th.equal(one, two.cpu()) for one, two in zip(weights(model), weights(again), strict=True))
 
 
+def test_the_cards_usage_plays_what_the_card_has_played(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_meta_vec_env("MetaBandit-v0", 1, seed=0, env_kwargs=dict(n_arms=3, episodes_per_trial=4))
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=8, batch_size=8, device="cpu")
+    push(model, hub, n_eval_tasks=20)
+    usage = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)[0]
+    monkeypatch.setattr(sb3_trmrl, "load", lambda repo_id: model)
+    namespace: dict[str, Any] = {}
+    exec(usage, namespace)
+    shown = [result.metric_value for result in read_card(hub).data.eval_results][1:]
+    assert [text.split()[0] for text in shown] == [f"{value:.2f}" for value in namespace["result"].curve] and len(shown) == 4
+
+
+def test_the_cards_usage_of_an_environment_without_tasks(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TrMRLPPO("TrMRLPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu")
+    push(model, hub)
+    usage = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)[0]
+    monkeypatch.setattr(sb3_trmrl, "load", lambda repo_id: model)
+    exec(usage, {})
+
+
+def test_the_card_promises_the_resumption_that_there_is(hub: FakeHub, tmp_path: Path) -> None:
+    exactly = "exactly where it stopped"
+    model = trained()
+    push(model, hub)
+    assert exactly in hub.files(REPO)["README.md"].decode()
+    # Nothing to resume from: not when it is saved, and not after it was loaded
+    model.save_pretrained(tmp_path / "weights", training_state=False)
+    again = sb3_trmrl.load(tmp_path / "weights", device="cpu")
+    push(again, hub)
+    assert "To go on training" not in hub.files(REPO)["README.md"].decode()
+    assert "training.json" not in hub.files(REPO)
+    # Trained since, it is
+    again.learn(40, reset_num_timesteps=False)
+    push(again, hub)
+    assert exactly in hub.files(REPO)["README.md"].decode()
+    # SB3's zip has optimizer and counters, no environments
+    model.save(tmp_path / "model.zip")
+    push(TrMRLPPO.load(tmp_path / "model.zip", device="cpu"), hub)
+    assert "with its optimizer and counters, in fresh trials" in hub.files(REPO)["README.md"].decode()
+
+
 def test_a_command_does_not_leave_its_fence(tmp_path: Path) -> None:
     config = read_config(trained().save_pretrained(tmp_path / "model"))
     card = model_card(config, REPO, train_command="python -c '```' # [here](http://evil)")
@@ -353,6 +400,15 @@ def test_a_zip_of_sb3_can_be_pushed(hub: FakeHub, tmp_path: Path, command: Calla
     assert code == 0, err
     config = json.loads(hub.files(REPO)["config.json"])
     assert (config["environment"]["id"], config["training"]["num_timesteps"]) == ("PointRobot-v0", 80)
+    _, out, _ = command("info", REPO)
+    assert re.search(r"resumes +with fresh trials\n", out)
+
+
+def test_info_of_weights_that_were_loaded_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained().save_pretrained(tmp_path / "weights", training_state=False)
+    sb3_trmrl.load(tmp_path / "weights", device="cpu").save_pretrained(tmp_path / "again")
+    assert main(["hub", "info", str(tmp_path / "again")]) == 0
+    assert re.search(r"resumes +no: weights only\n", capsys.readouterr().out)
 
 
 def test_pull_checks_before_it_writes(hub: FakeHub, tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:

@@ -90,6 +90,12 @@ def test_returns_against_tasks():
     assert (shading.get_x(), shading.get_width()) == (0.0, 3.0)
 
 
+def test_returns_against_tasks_of_two_environments():
+    results = {name: result_of([[0.0, 5.0]], env_id=name) for name in ("HalfCheetahVel-v0", "MetaBandit-v0")}
+    with pytest.raises(ValueError, match=r"one environment.*got \['HalfCheetahVel-v0', 'MetaBandit-v0'\]"):
+        draw_task_returns(new_figure().subplots(), results)
+
+
 def test_parameters_of_tasks():
     goals = result_of(np.zeros((2, 1)), [{"goal": [0.0, 1.0]}, {"goal": [-1.0, 0.0]}])
     name, values = task_parameter(goals)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
-from sb3_trmrl import RL2PPO, TrMRLPPO, evaluate_adaptation
+from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.cli import main
+from sb3_trmrl.common.references import References
 from sb3_trmrl.envs.trial import TrialWrapper
-from sb3_trmrl.report import write_report
+from sb3_trmrl.report import _adaptation, write_report
 from sb3_trmrl.runs import Run
 from tests.families import Counter
 
@@ -138,6 +139,14 @@ def test_without_references_and_logs(tmp_path):
     write_report(make_run("ppo", tmp_path), tmp_path / "report.html", ["test"], 2, 2, env_kwargs=dict(horizon=3))
     page = Page((tmp_path / "report.html").read_text())
     assert "No references for this family" in page.text and "Learning curves" not in page.pictures()
+
+
+def test_no_score_where_the_oracle_is_no_better_than_the_blind_agent():
+    returns = np.ones((3, 2))
+    result = AdaptationResult([{}] * 3, returns, np.ones((3, 2), dtype=np.int64), None, settings={})
+    references = References({name: returns for name in ("oracle", "blind", "reactive")}, True, {"oracle": "x", "blind": "y"})
+    page = Page(" ".join(_adaptation("test", result, references)))
+    assert "nan" not in page.text and "inf" not in page.text and page.text.count("-") >= 4
 
 
 class Named(Counter):

@@ -443,6 +443,20 @@ def test_hidden_folders_of_others_are_never_removed(hidden: str, tmp_path: Path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+@pytest.mark.parametrize("folder", [".", "..", "../a", "../../c"])
+def test_the_working_directory_is_not_pulled_from_under_the_process(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b" / "a").mkdir(parents=True)
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b" / "a")
+    with pytest.raises(PretrainedError, match=r"is the working directory, or holds it.*for example .*a/model"):
+        small().save_pretrained(folder)
+    assert Path.cwd() == tmp_path / "b" / "a"
+    small().save_pretrained("model")
+    sb3_trmrl.load("model", device="cpu")
+
+
 def test_two_processes_save_to_one_folder_one_after_the_other(tmp_path: Path) -> None:
     program = "import sys, pathlib, tests.test_save_pretrained as t; t.save_often(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
     writers = [

@@ -1,6 +1,7 @@
 """The command line: which commands and arguments there are."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from sb3_trmrl.runs import ALGORITHMS
 
 
 class KeyValues(argparse.Action):
-    """Reads ``name:value``, as RL Zoo's ``--env-kwargs``; the value is YAML: ``horizon:100``, ``split:ood``."""
+    """
+    Reads ``name:value``, as RL Zoo's ``--env-kwargs``; the value is YAML: ``horizon:100``, ``split:ood``; but ``1e-3``, for
+    YAML 1.1 a word, is the number that it is for the zoo.
+    """
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
@@ -30,6 +34,8 @@ class KeyValues(argparse.Action):
                 pairs[name] = yaml.safe_load(text)
             except yaml.YAMLError:
                 parser.error(f"argument {option_string}: {text!r} is no value")
+            if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
+                pairs[name] = float(text)
         setattr(namespace, self.dest, pairs)
 
 

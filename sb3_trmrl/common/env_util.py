@@ -1,5 +1,6 @@
 """Vectorised trial environments."""
 
+import contextlib
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,10 +34,11 @@ class _GymMake:
         :param env_kwargs: Keywords for ``gym.make``.
         :return: The environment, with ``render_mode="rgb_array"`` where it has that and no other was asked for.
         """
-        try:
-            return gym.make(self.spec, **{"render_mode": "rgb_array", **env_kwargs})
-        except TypeError:  # an environment without the keyword render_mode
-            return gym.make(self.spec, **env_kwargs)
+        if "render_mode" not in env_kwargs:
+            # An environment without the keyword, or without the mode; what else is wrong is raised below, too
+            with contextlib.suppress(TypeError, ValueError):
+                return gym.make(self.spec, render_mode="rgb_array", **env_kwargs)
+        return gym.make(self.spec, **env_kwargs)
 
 
 def fastest_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **vec_env_kwargs: Any) -> VecEnv:

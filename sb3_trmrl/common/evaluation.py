@@ -184,6 +184,8 @@ class AdaptationResult:
                 raise ValueError("a task must be an object")
             if result.success is not None and result.success.shape != result.returns.shape:
                 raise ValueError(f"success {result.success.shape} does not fit returns {result.returns.shape}")
+            if result.returns.size == 0:
+                raise ValueError(f"it holds no episodes: returns {result.returns.shape}")
             if result.returns.ndim != 2 or result.returns.shape != result.lengths.shape or result.n_tasks != len(result.tasks):
                 raise ValueError(
                     f"{len(result.tasks)} tasks do not fit returns {result.returns.shape} and lengths {result.lengths.shape}"
@@ -289,8 +291,8 @@ def evaluate_adaptation(
             if tasks is None:
                 vec_env.seed(seed)
                 vec_env.reset()
-                if vec_env.get_attr("split", indices=0)[0] != split:
-                    # Where it is the split of the environment, its reset has drawn the first task
+                if vec_env.get_attr("split", indices=0)[0] != split or not vec_env.get_attr("draws_tasks", indices=0)[0]:
+                    # Else the reset has drawn the first task
                     vec_env.env_method("sample_tasks", 1, split, indices=0)
                 tasks = _distinct_tasks(lambda n: vec_env.env_method("sample_tasks", n, split, indices=0)[0], n_tasks)
             return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)

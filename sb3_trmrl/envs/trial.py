@@ -229,6 +229,11 @@ class TrialWrapper(gym.Env[Any, Any]):
         self._tasks = checked
         self._next_task = 0
 
+    @property
+    def draws_tasks(self) -> bool:
+        """Whether trials draw their tasks, as they do without a list of tasks."""
+        return self._tasks is None
+
     def _choose_task(self, options: dict[str, Any]) -> Task:
         if "task" in options:
             task: Task = options["task"]

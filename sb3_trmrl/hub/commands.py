@@ -7,7 +7,7 @@ from typing import Any
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub.description import encode_value
 from sb3_trmrl.hub.errors import PretrainedError
-from sb3_trmrl.hub.pretrained import check_acts_alone, find_folder, load, read_config
+from sb3_trmrl.hub.pretrained import check_acts_alone, find_folder, load, read_config, resumes_with
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> list[argparse.ArgumentParser]:
@@ -54,6 +54,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         command.add_argument("--revision", help="branch, tag or commit")
         command.add_argument("--token", help="token of the Hub; by default that of `hf auth login`")
     return [push, pull]
+
+
+RESUMES = {"running trials": "exactly", "fresh trials": "with fresh trials", None: "no: weights only"}
+"""What ``info`` says."""
 
 
 def printable(text: str) -> str:
@@ -122,7 +126,7 @@ def _info(args: argparse.Namespace) -> None:
         "environment": f"{environment['id']} {environment['kwargs'] or ''}, {environment['n_envs']} slots",
         "steps": f"{training['num_timesteps']:,}",
         "command": training["command"] or "-",
-        "resumes": "exactly" if "training.json" in config["files"] else "no: weights only",
+        "resumes": RESUMES[resumes_with(folder, config)],
         "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         "files": ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)" for name in config["files"]),
         "folder": str(folder),

@@ -211,10 +211,11 @@ def replace_folder(folder: Path, write: Callable[[Path], None], own_names: froze
     :param folder: Where it goes
     :param write: Writes the files into the folder it gets
     :param own_names: Names of files that may be replaced
-    :raises PretrainedError: if ``folder``, or a hidden one beside it that is needed, is there and holds other files too, or is
-        no folder
+    :raises PretrainedError: if ``folder``, or a hidden one beside it that is needed, is there and holds other files too, is no
+        folder, or holds the working directory
     """
     folder = Path(os.path.abspath(folder))
+    _check_nobody_is_in(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone_in(folder.parent):
         partial, new, old = _siblings(folder)
@@ -240,6 +241,19 @@ def replace_folder(folder: Path, write: Callable[[Path], None], own_names: froze
         os.rename(new, folder)
         _flush(folder.parent)
         _remove(old)
+
+
+def _check_nobody_is_in(folder: Path) -> None:
+    # It is renamed away: relative paths of this process would lead nowhere from then on
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody else has removed it
+        return
+    if here.is_relative_to(folder.resolve()):
+        raise PretrainedError(
+            f"{folder} is the working directory, or holds it: saving replaces the whole folder, so name one in it, "
+            f"for example {here / 'model'}."
+        )
 
 
 def _check_own(folder: Path, own_names: frozenset[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from sb3_trmrl.common.evaluation import AdaptationResult
+from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
 from sb3_trmrl.hub.description import CLASSES, ROLLOUT_BUFFERS, decode_policy_kwargs
 
 PICTURE, VIDEO = "adaptation_curve.png", "replay.mp4"
@@ -103,6 +104,29 @@ def training_script(config: dict[str, Any]) -> str:
     )
 
 
+def usage_script(config: dict[str, Any], repo_id: str) -> str:
+    """
+    :param config: ``config.json`` of a model
+    :param repo_id: Where it is published
+    :return: The Python script that loads it and plays it in its environment, in trials as long as those of training
+    """
+    imports = ["import sb3_trmrl"]
+    lines = [f"model = sb3_trmrl.load({repo_id!r})  # JSON and safetensors: no code from the file is run"]
+    env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
+    if env_id is None or kwargs is None:
+        pass
+    elif env_id in TASK_FAMILIES:
+        others = evaluation_kwargs(kwargs)
+        env_kwargs = f", env_kwargs={_as_python(others)}" if others else ""
+        arguments = f"model, {env_id!r}, n_episodes={kwargs.get('episodes_per_trial', 2)}{env_kwargs}"
+        lines += [f"result = sb3_trmrl.evaluate_adaptation({arguments})", "print(result.curve)"]
+    else:
+        imports = ["import gymnasium as gym", "from stable_baselines3.common.evaluation import evaluate_policy", "", *imports]
+        keywords = "".join(f", {name}={_as_python(value)}" for name, value in kwargs.items())
+        lines += [f"print(evaluate_policy(model, gym.make({env_id!r}{keywords})))  # mean and deviation of the return"]
+    return "\n".join([*imports, "", *lines])
+
+
 def _as_python(value: Any) -> str:
     """:return: A value of ``config.json``, or a class, as a Python expression."""
     if isinstance(value, type):
@@ -128,6 +152,7 @@ def model_card(
     adaptation: AdaptationResult | None = None,
     zip_name: str | None = None,
     train_command: str | None = None,
+    resumes_with: str | None = None,
 ) -> str:
     """
     :param config: ``config.json`` of the model
@@ -135,6 +160,7 @@ def model_card(
     :param adaptation: How it adapts; the picture of its curve lies beside the card
     :param zip_name: Name of SB3's zip beside it, if there is one
     :param train_command: The command that trained it; by default the one in ``config.json``
+    :param resumes_with: Where training goes on from, see :func:`~sb3_trmrl.hub.pretrained.resumes_with`
     :return: ``README.md``
     """
     algorithm, env_id = config["algorithm"], config["environment"]["id"]
@@ -158,19 +184,13 @@ def model_card(
             adaptation_markdown(adaptation),
             f"![Return against the episode of the trial]({PICTURE})",
         ]
-    usage = [
-        "import sb3_trmrl",
-        "",
-        f"model = sb3_trmrl.load({repo_id!r})  # JSON and safetensors: no code from the file is run",
-    ]
-    if env_id:
-        usage += [f"result = sb3_trmrl.evaluate_adaptation(model, {env_id!r})", "print(result.curve)"]
-    sections += ["## Usage", "```python\n" + "\n".join(usage) + "\n```"]
-    if "training.json" in config["files"]:
-        sections.append(
-            "To go on training, exactly where it stopped (running trials and random generators included):\n\n```python\n"
-            "model.learn(100_000, reset_num_timesteps=False)\n```"
-        )
+    sections += ["## Usage", f"```python\n{usage_script(config, repo_id)}\n```"]
+    if resumes_with is not None:
+        how = {
+            "running trials": "exactly where it stopped (running trials and random generators included)",
+            "fresh trials": "with its optimizer and counters, in fresh trials",
+        }[resumes_with]
+        sections.append(f"To go on training, {how}:\n\n```python\nmodel.learn(100_000, reset_num_timesteps=False)\n```")
     if zip_name is not None:
         sections.append(
             f"`{zip_name}` is the same model for `huggingface_sb3.load_from_hub` and `{algorithm}.load`. It is a pickle, "

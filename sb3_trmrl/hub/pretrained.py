@@ -86,7 +86,8 @@ def save_pretrained(model: MemoryPPO, folder: str | Path, training_state: bool =
     :raises PretrainedError: for what can't be written as data, and if the folder holds other files
     """
     config = describe(model)
-    state = state_io.collect(model) if training_state else None
+    # A model of weights alone that has not been trained since has nothing to resume from
+    state = state_io.collect(model) if training_state and model.pending_training_state != {} else None
 
     def write(target: Path) -> None:
         # The library's own save_file makes files that nobody else may read
@@ -287,6 +288,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def resumes_with(folder: Path, config: dict[str, Any]) -> str | None:
+    """
+    :param folder: Folder of a model
+    :param config: Its ``config.json``
+    :return: Where training goes on from: ``"running trials"``, bit for bit; ``"fresh trials"`` with optimizer, counters and
+        random generators, where the state of the environments could not be saved; None for weights alone
+    """
+    if STATE not in config["files"]:
+        return None
+    return "fresh trials" if read_json(folder, STATE, MAX_STATE_BYTES).get("rollout") is None else "running trials"
+
+
 def _check_sections(config: dict[str, Any], path: Path) -> None:
     text, section = (str, type(None)), (dict, type(None))
     expected: dict[str, dict[str, Any]] = {
@@ -334,11 +347,19 @@ def find_folder(folder_or_repo_id: str | Path, revision: str | None = None, **hu
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(folder_or_repo_id, revision=revision, allow_patterns=sorted(MODEL_FILES), **hub_kwargs))
+        folder = Path(
+            snapshot_download(folder_or_repo_id, revision=revision, allow_patterns=sorted(MODEL_FILES), **hub_kwargs)
+        )
     except (OSError, ValueError, TypeError):  # the client's own errors tell what to do
         raise
     except Exception as error:  # those of its HTTP library, whichever that is
         raise DownloadError(f"The download of {folder_or_repo_id} broke off, try again: {error}") from error
+    if not (folder / CONFIG).exists():
+        raise MissingFileError(
+            f"{folder_or_repo_id} on the Hub holds no {CONFIG}: it is no model that save_pretrained or push_to_hub of this "
+            "package wrote. (SB3's zip files are for huggingface_sb3.load_from_hub.)"
+        )
+    return folder
 
 
 @contextmanager

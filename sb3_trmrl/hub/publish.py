@@ -19,7 +19,15 @@ from sb3_trmrl.hub.description import decode_value
 from sb3_trmrl.hub.errors import PretrainedError, UploadError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
-from sb3_trmrl.hub.pretrained import MODEL_FILES, check_acts_alone, find_folder, load, read_config, save_pretrained
+from sb3_trmrl.hub.pretrained import (
+    MODEL_FILES,
+    check_acts_alone,
+    find_folder,
+    load,
+    read_config,
+    resumes_with,
+    save_pretrained,
+)
 from sb3_trmrl.plots import plot_adaptation_curve
 from sb3_trmrl.runs import ALGORITHMS
 
@@ -78,7 +86,7 @@ def push_to_hub(
         if adaptation is not None:
             title = str(config["environment"]["id"])
             plot_adaptation_curve({config["algorithm"]: adaptation}, folder / PICTURE, title=title)
-        card = model_card(config, repo_id, adaptation, zip_name, train_command)
+        card = model_card(config, repo_id, adaptation, zip_name, train_command, resumes_with(folder, config))
         (folder / CARD).write_text(card, encoding="utf-8")
         api = HfApi(endpoint=endpoint, token=token)
         try:

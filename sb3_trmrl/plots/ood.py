@@ -115,7 +115,11 @@ def draw_task_returns(
     :param parameter: Which parameter, see :func:`task_parameter`
     :param shaded: Where training tasks lie, see :func:`training_range`
     :param title: Title of the picture
+    :raises ValueError: for results of several environments
     """
+    environments = sorted({str(result.settings.get("env_id")) for result in results.values()})
+    if len(environments) > 1:
+        raise ValueError(f"results must be of one environment, whose tasks are on the horizontal axis, got {environments}.")
     if shaded is not None:
         axes.axvspan(*shaded, color="0.93", zorder=0, label="training range")
     for index, (name, (values, returns)) in enumerate((references or {}).items()):
