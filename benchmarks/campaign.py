@@ -62,7 +62,10 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
             "policy_kwargs.memory_reset": "episode",
         },
     ),
-    "trmrl-reset-trial": ("trmrl", {"policy_kwargs.memory_reset": "trial"}),
+    "trmrl-64-steps-reset-trial": (
+        "trmrl",
+        {"policy_kwargs.memory_encoder_kwargs.memory_length": 64, "policy_kwargs.memory_reset": "trial"},
+    ),
     "trmrl-whole-trial": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 1024}),
     "trmrl-16-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 16}),
     "trmrl-64-steps": ("trmrl", {"policy_kwargs.memory_encoder_kwargs.memory_length": 64}),

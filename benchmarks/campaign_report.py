@@ -35,7 +35,7 @@ LABELS = {
 CHANGE_LABELS = {
     "rl2-lstm": "RL2 with an LSTM instead of the GRU",
     "trmrl-window": "TrMRL with a window of 5, emptied at every episode",
-    "trmrl-reset-trial": "TrMRL with a memory that lasts over the episodes of a trial",
+    "trmrl-64-steps-reset-trial": "TrMRL with 64 steps of memory, which lasts over the episodes of a trial",
     "trmrl-whole-trial": "TrMRL with the memory of the whole trial",
     "trmrl-16-steps": "TrMRL with 16 steps of memory",
     "trmrl-64-steps": "TrMRL with 64 steps of memory",
