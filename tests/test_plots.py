@@ -94,6 +94,8 @@ def test_returns_against_tasks_of_two_environments():
     results = {name: result_of([[0.0, 5.0]], env_id=name) for name in ("HalfCheetahVel-v0", "MetaBandit-v0")}
     with pytest.raises(ValueError, match=r"one environment.*got \['HalfCheetahVel-v0', 'MetaBandit-v0'\]"):
         draw_task_returns(new_figure().subplots(), results)
+    one = {name: result_of([[0.0, 5.0]], env_id=name) for name in ("PointRobot-v0", "module:PointRobot-v0")}
+    draw_task_returns(new_figure().subplots(), {**one, "made": result_of([[0.0, 5.0]], env_id=None)})
 
 
 def test_parameters_of_tasks():

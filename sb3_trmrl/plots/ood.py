@@ -117,7 +117,8 @@ def draw_task_returns(
     :param title: Title of the picture
     :raises ValueError: for results of several environments
     """
-    environments = sorted({str(result.settings.get("env_id")) for result in results.values()})
+    ids = [result.settings.get("env_id") for result in results.values()]  # None: played in an environment without id
+    environments = sorted({str(env_id).rpartition(":")[2] for env_id in ids if env_id is not None})
     if len(environments) > 1:
         raise ValueError(f"results must be of one environment, whose tasks are on the horizontal axis, got {environments}.")
     if shaded is not None:
