@@ -139,14 +139,22 @@ def fresh_table(by_agent: Mapping[str, Runs]) -> str:
         return ""
     references = {agent: stacked(played[agent], "test", name).mean(axis=0) for agent in ("blind", "oracle")}
     has_ood = "ood" in played["oracle"][0][name]
-    head = ["agent, on fresh tasks", "seeds", "score, episode 1", "episodes 2 to 6", "IQM of scores by task"]
+    head = [
+        "agent, on fresh tasks",
+        "seeds",
+        "return, episodes 2 to 6",
+        "score, episode 1",
+        "episodes 2 to 6",
+        "IQM of scores by task",
+    ]
     rows = [[*head, *(["OOD return, episodes 2 to 6"] if has_ood else [])]]
     rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for agent, label in LABELS.items():
         runs = played.get(agent)
         if runs and agent not in references:
             returns = stacked(runs, "test", name)
-            cells = [label, str(len(runs)), *_scores(returns, references), _iqm_of_scores(returns, references)]
+            cells = [label, str(len(runs)), returned(returns[..., 1:].mean(axis=-1))]
+            cells += [*_scores(returns, references), _iqm_of_scores(returns, references)]
             if has_ood:
                 cells.append(returned(stacked(runs, "ood", name)[..., 1:].mean(axis=-1)))
             rows.append(cells)
