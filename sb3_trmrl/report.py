@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials
-from sb3_trmrl.common.logs import read_learning_curves
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.references import References, load_references
 from sb3_trmrl.common.versions import versions
@@ -21,7 +20,7 @@ from sb3_trmrl.plots.learning_curve import learning_curve_figure
 from sb3_trmrl.plots.ood import draw_task_returns, has_parameters, reference_lines, task_parameter, training_range
 from sb3_trmrl.plots.performance_profile import draw_performance_profile
 from sb3_trmrl.plots.style import new_figure
-from sb3_trmrl.runs import Run
+from sb3_trmrl.runs import Run, learning_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +91,7 @@ def write_report(
     parts += ["<h2>Tasks</h2>", *_tasks(results, references)]
     if run.folder is not None:
         try:
-            curves = read_learning_curves(run.folder, run.episodes_per_trial)
+            curves = learning_curves(run.folder)
         except ValueError:  # a model without logs
             curves = {}
         if curves:

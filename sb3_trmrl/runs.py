@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_trmrl.common.arguments import did_you_mean
 from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.evaluation import PredictsActions
+from sb3_trmrl.common.logs import LearningCurve, read_learning_curves
 from sb3_trmrl.envs.registration import evaluation_kwargs
 from sb3_trmrl.rl2_ppo import RL2PPO
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
@@ -110,17 +111,20 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
     )
 
 
-def log_folder(source: str | Path) -> tuple[Path, int | None]:
+def learning_curves(source: str | Path) -> dict[str, LearningCurve]:
     """
     :param source: A log folder of SB3 or RL Zoo, or a folder of the zoo's runs of one algorithm: its latest run
-    :return: Folder of one run and the episodes of its trials, if known
-    :raises ValueError: if it is no folder
+    :return: Its curves, see :func:`~sb3_trmrl.common.logs.read_learning_curves`; per episode where the zoo's files tell how
+        many a trial has
+    :raises ValueError: if it is no folder, or one without logs
     """
     folder = Path(source)
     if not folder.is_dir():
         raise ValueError(f"{str(source)!r} is no folder: give that of a run, for example logs/trmrl/HalfCheetahVel-v0_1.")
     folder = _latest_run(folder)
-    return folder, _read_env_kwargs(folder).get("episodes_per_trial")
+    evaluation_kwargs = _read(folder, "args.yml").get("eval_env_kwargs") or {}
+    episodes = (kwargs.get("episodes_per_trial") for kwargs in (_read_env_kwargs(folder), evaluation_kwargs))
+    return read_learning_curves(folder, *episodes)
 
 
 def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
@@ -134,7 +138,8 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
     try:
         model = load(source, device=device)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {error}") from error
+        reason = " ".join(str(error).split())  # the Hub's texts have several lines
+        raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {reason}") from error
     check_acts_alone(model.saved_normalized, source)
     environment = model.saved_environment or {}
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's

@@ -198,10 +198,16 @@ def test_actions_are_drawn_where_that_is_wanted():
     assert callback.results[0].settings["deterministic"] is False
 
 
-def test_evaluating_leaves_training_alone():
+def make_ppo(env: Any) -> PPO:
+    return PPO("MlpPolicy", env, n_steps=20, batch_size=8, n_epochs=2, seed=0, device="cpu")
+
+
+# SB3's own buffer shuffles by numpy's global generator, and actions with noise come from torch's
+@pytest.mark.parametrize("make, deterministic", [(make_model, True), (make_model, False), (make_ppo, True), (make_ppo, False)])
+def test_evaluating_leaves_training_alone(make, deterministic):
     weights = []
-    for callback in (None, MetaEvalCallback(eval_freq=40, n_tasks=2, n_episodes=2)):
-        model = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0))
+    for callback in (None, MetaEvalCallback(eval_freq=40, n_tasks=2, n_episodes=2, deterministic=deterministic)):
+        model = make(make_meta_vec_env(ENV_ID, n_envs=2, seed=0))
         model.learn(160, callback=callback)
         weights.append(th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()]))
     assert th.equal(*weights)
@@ -237,6 +243,18 @@ def test_agents_behind_vec_normalize_see_what_they_were_trained_on():
 def test_bad_numbers(name, value):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {value}"):
         MetaEvalCallback(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5])
+def test_bad_seed(seed):
+    with pytest.raises(ValueError, match=f"seed must be an integer of at least 0, got {seed}"):
+        MetaEvalCallback(seed=seed)
+
+
+@pytest.mark.parametrize("name, value", [("split", "ood"), ("episodes_per_trial", 4), ("tasks", [{}])])
+def test_keywords_that_are_arguments_of_the_callback(name, value):
+    with pytest.raises(ValueError, match=rf"env_kwargs must not hold \['{name}'\]: MetaEvalCallback draws n_tasks"):
+        MetaEvalCallback(env_kwargs={name: value})
 
 
 def test_what_is_wrong_shows_when_training_starts():

@@ -24,7 +24,7 @@ from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.cli.text import to_json
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.references import RandomAgent
-from sb3_trmrl.runs import load_run, log_folder
+from sb3_trmrl.runs import learning_curves, load_run
 
 SMALL = dict(memory_encoder_kwargs=dict(embed_dim=8, n_heads=2, n_layers=1))
 FEW = ["--n-tasks", "3", "--n-episodes", "2"]
@@ -56,7 +56,8 @@ def zoo_folder(tmp_path_factory) -> Path:
         (folder / ENV).mkdir(parents=True)
         make_model().save(folder / f"{ENV}.zip")
         pairs: dict[str, Any] = {
-            "args.yml": dict(algo="trmrl", env=ENV, env_kwargs=None, seed=number),
+            # --eval-env-kwargs episodes_per_trial:6
+            "args.yml": dict(algo="trmrl", env=ENV, env_kwargs=None, eval_env_kwargs=dict(episodes_per_trial=6), seed=number),
             "config.yml": dict(env_kwargs=dict(episodes_per_trial=3, horizon=4), n_envs=2),
         }
         for name, content in pairs.items():
@@ -64,6 +65,7 @@ def zoo_folder(tmp_path_factory) -> Path:
             indented = "".join(f"  {line}\n" for line in items.splitlines())
             (folder / ENV / name).write_text("!!python/object/apply:collections.OrderedDict\n-\n" + indented)
         (folder / "0.monitor.csv").write_text('#{"t_start": 0.0, "env_id": "X"}\nr,l,t\n-6.0,12,1.0\n-3.0,12,2.0\n')
+        np.savez(folder / "evaluations.npz", timesteps=[24], results=[[-12.0, -6.0]])
     return root
 
 
@@ -75,7 +77,7 @@ def error_of(capsys, *arguments: object) -> str:
     """The one line of a failing command."""
     assert run(*arguments) == 1
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("sb3-trmrl: error: ") and captured.err.count("\n") <= 2
+    assert captured.out == "" and captured.err.startswith("sb3-trmrl: error: ") and captured.err.count("\n") == 1
     return captured.err
 
 
@@ -139,7 +141,9 @@ def test_log_folders_of_the_zoo_tell_everything(capsys, zoo_folder):
     assert (found.name, found.env_id, found.episodes_per_trial) == (f"{ENV}_2", ENV, 3)
     assert load_run(zoo_folder / f"{ENV}_1").name == f"{ENV}_1"
     assert load_run(zoo_folder / f"{ENV}_1" / f"{ENV}.zip").env_id == ENV
-    assert log_folder(zoo_folder) == (zoo_folder / f"{ENV}_2", 3)
+    curves = learning_curves(zoo_folder)
+    np.testing.assert_array_equal(curves["training"].returns, [[-2.0], [-1.0]])
+    np.testing.assert_array_equal(curves["evaluation"].returns, [[-2.0, -1.0]])
     assert run("evaluate", zoo_folder, *FEW, "--json") == 0
     data = json.loads(capsys.readouterr().out)["test"]
     # The keywords of training, but for the length of the trial
@@ -419,8 +423,8 @@ def test_mistakes_of_evaluate(capsys, model_zip, tmp_path):
     assert "model's observation_space is Box(6,), the environment's is Box(8,)" in error_of(
         capsys, *start, "--env", "MetaBandit-v0"
     )
-    assert "n must be an integer >= 1 (number of tasks), got 0" in error_of(capsys, *start, "--env", ENV, "--n-tasks", 0)
-    assert "episodes_per_trial must be an integer >= 1, got 0" in error_of(capsys, *start, "--env", ENV, "--n-episodes", 0)
+    assert "n_tasks must be an integer of at least 1, got 0" in error_of(capsys, *start, "--env", ENV, "--n-tasks", 0)
+    assert "n_episodes must be an integer of at least 1, got 0" in error_of(capsys, *start, "--env", ENV, "--n-episodes", 0)
     assert "Did you mean 'test'" in error_of(capsys, *start, "--env", ENV, "--split", "tset")
     assert "PointRobt" in error_of(capsys, *start, "--env", "PointRobt-v0")
     assert "horizn" in error_of(capsys, *start, "--env", ENV, "--env-kwargs", "horizn:3")

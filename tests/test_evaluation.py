@@ -127,20 +127,38 @@ def test_an_id_that_a_user_registered():
 def test_errors_of_the_evaluation_name_the_argument():
     with pytest.raises(ValueError, match=r"split='tset'.*Did you mean 'test'"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", split="tset")
-    with pytest.raises(ValueError, match=r"n must be an integer >= 1.*got 0"):
+    with pytest.raises(ValueError, match="n_tasks must be an integer of at least 1, got 0"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", n_tasks=0)
-    with pytest.raises(ValueError, match="episodes_per_trial must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="n_episodes must be an integer of at least 1, got 0"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", n_episodes=0)
     with pytest.raises(ValueError, match=r"env_kwargs must not hold \['episodes_per_trial'\]: use n_episodes"):
         evaluate_adaptation(DoNothing(), "PointRobot-v0", env_kwargs=dict(episodes_per_trial=2))
     with pytest.raises(ValueError, match="env_id must make a trial environment"):
         evaluate_adaptation(DoNothing(), lambda **kwargs: gym.make("CartPole-v1"))
-    with pytest.raises(ValueError, match=r"tasks must .*\[\]"):
-        evaluate_adaptation(DoNothing(), "PointRobot-v0", tasks=[])
+    bad_tasks: tuple[Any, ...] = ([], {}, 5)
+    for tasks in bad_tasks:
+        with pytest.raises(ValueError, match=r"tasks must hold at least one task .*pass \[task\]"):
+            evaluate_adaptation(DoNothing(), "PointRobot-v0", tasks=tasks)
+    with pytest.raises(ValueError, match=r"env_kwargs must be a dict .*got \[1\]"):
+        evaluate_adaptation(DoNothing(), "PointRobot-v0", env_kwargs=[1])  # type: ignore[arg-type]
 
 
 def result_of(returns: np.ndarray) -> AdaptationResult:
     return AdaptationResult(tasks=[{}] * len(returns), returns=returns, lengths=np.ones_like(returns), success=None)
+
+
+@pytest.mark.parametrize("algorithm", [TrMRLPPO, RL2PPO, PPO])
+def test_noise_is_that_of_the_seed_and_nothing_else_notices(algorithm):
+    policy = {TrMRLPPO: "TrMRLPolicy", RL2PPO: "RL2Policy", PPO: "MlpPolicy"}[algorithm]
+    model = algorithm(policy, "PointRobot-v0", seed=0, device="cpu")
+    before = th.get_rng_state()
+    one, again, other = (
+        evaluate_adaptation(model, "PointRobot-v0", n_tasks=2, n_episodes=1, deterministic=False, seed=seed).returns
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+    assert th.equal(before, th.get_rng_state())
 
 
 def test_interval_is_that_of_the_mean():
@@ -162,6 +180,13 @@ def test_table_holds_the_numbers_row_by_row():
         ["1", "1.00", "[1.00,", "1.00]", "1.00", "[1.00,", "1.00]"],
         ["2", "1.00", "[1.00,", "1.00]", "4.00", "[4.00,", "4.00]"],
     ]
+
+
+def test_a_table_of_nothing_or_of_unequal_results():
+    results = {"a": result_of(np.ones((3, 2))), "b": result_of(np.ones((3, 1)))}
+    for bad in ({}, results):
+        with pytest.raises(ValueError, match="results must be of at least one agent, all with the same number of episodes"):
+            adaptation_table(bad)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
@@ -265,8 +290,8 @@ def test_environments_that_are_made_already():
         evaluate_adaptation(DoNothing(), single)
     with pytest.raises(ValueError, match=r"env_kwargs=.*env_id is one already"):
         evaluate_adaptation(DoNothing(), single, n_episodes=2, env_kwargs=dict(horizon=3))
-    with pytest.raises(ValueError, match="must be a trial environment"):
-        evaluate_adaptation(DoNothing(), gym.make("CartPole-v1"))
+    with pytest.raises(ValueError, match=r"must be a trial environment .*<Counter.*put TrialWrapper\(env, 6\) around"):
+        evaluate_adaptation(DoNothing(), Counter(horizon=4))
 
 
 def test_normalised_environment_is_what_the_agent_sees():
@@ -431,8 +456,9 @@ def test_broken_files(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"no zip", whole[: len(whole) // 2], whole[:-40]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"result\.npz is no saved AdaptationResult, or it is broken"):
+        with pytest.raises(ValueError, match=r"result\.npz is no saved AdaptationResult, or it is broken: ") as told:
             AdaptationResult.load(path)
+        assert "pickle" not in str(told.value)
     np.savez(path, returns=np.ones((3, 2)))
     with pytest.raises(ValueError, match="it has no 'tasks'"):
         AdaptationResult.load(path)

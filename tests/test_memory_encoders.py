@@ -353,6 +353,11 @@ def test_without_tfixup_matrices_are_plain_xavier():
     assert_uniform(layer.attention.out_proj.weight, math.sqrt(6 / 256))
 
 
+def test_a_word_is_no_flag():
+    with pytest.raises(ValueError, match="scale_embedding must be True or False, got 'False'"):
+        make_window_encoder(scale_embedding="False")
+
+
 def test_scale_embedding_multiplies_by_sqrt_of_the_width():
     plain, scaled = make_window_encoder(), make_window_encoder(scale_embedding=True)
     windows, lengths = th.randn(5, 4, 3), th.tensor([1, 2, 3, 4, 4])

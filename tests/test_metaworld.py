@@ -203,6 +203,8 @@ def test_bad_tasks(task: Any, message: str) -> None:
     [
         ({"reward_version": "v3"}, r"reward_version must be one of \['v1', 'v2'\], got 'v3'"),
         ({"reward_scale": 0}, "reward_scale must be a number > 0, got 0"),
+        ({"hide_objects": "no"}, "hide_objects must be True or False, got 'no'"),
+        ({"random_frames": 1}, "random_frames must be True or False, got 1"),
         ({"benchmark_seed": -1}, "benchmark_seed must be an integer from 0.*got -1"),
         ({"end_on_success_after": 1.5}, "end_on_success_after must be an integer >= 0.*got 1.5"),
         ({"horizon": 0}, "horizon must be an integer >= 1"),

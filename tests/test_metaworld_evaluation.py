@@ -179,7 +179,8 @@ def test_the_protocols_numbers() -> None:
         ({"env_id": "PointRobot-v0"}, "env_id must be one of Meta-World's.*'PointRobot-v0'"),
         ({"env_id": "ML10-v3", "n_goals": 51}, "n_goals must be an integer from 1 to 50.*51"),
         ({"env_id": "ML10-v3", "evaluation_episodes": 0}, "evaluation_episodes must be an integer >= 1, got 0"),
-        ({"env_id": "ML10-v3", "env_kwargs": {"split": "train"}}, "split"),
+        ({"env_id": "ML10-v3", "env_kwargs": {"episodes_per_trial": 2}}, r"\['episodes_per_trial'\]: use adaptation_episodes"),
+        ({"env_id": "ML10-v3", "env_kwargs": {"split": "train", "tasks": []}}, r"must not hold \['split', 'tasks'\]"),
     ],
 )
 def test_bad_arguments_of_the_protocol(arguments: Any, message: str) -> None:

@@ -218,7 +218,11 @@ def test_logs_of_sb3_and_the_zoo(tmp_path):
     per_episode = read_learning_curves(tmp_path, episodes_per_trial=2)
     assert {curve.unit for curve in per_episode.values()} == {"return per episode"}
     np.testing.assert_array_equal(per_episode["training"].returns, [[0.5], [1.0], [1.5]])
+    np.testing.assert_array_equal(per_episode["evaluation"].returns, [[0.5, 1.5], [2.5, 3.5]])
     np.testing.assert_array_equal(per_episode["held-out tasks"].returns, [np.arange(6.0)])
+    longer = read_learning_curves(tmp_path, episodes_per_trial=2, evaluation_episodes_per_trial=4)
+    np.testing.assert_array_equal(longer["evaluation"].returns, [[0.25, 0.75], [1.25, 1.75]])
+    np.testing.assert_array_equal(longer["training"].returns, per_episode["training"].returns)
 
 
 def test_success_on_held_out_tasks(tmp_path):

@@ -320,8 +320,10 @@ def test_bad_arguments() -> None:
     for n_workers in (0, True, 1.5):
         with pytest.raises(ValueError, match="n_workers"):
             gadgets(n_workers=n_workers)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="start_timeout"):
-        gadgets(start_timeout=0)
+    bad_timeouts: tuple[Any, ...] = (0, "x")
+    for timeout in bad_timeouts:
+        with pytest.raises(ValueError, match=f"start_timeout must be a number > 0 .*got {timeout!r}"):
+            gadgets(start_timeout=timeout)
     env = gadgets()
     env.reset()
     bad: list[Any] = [np.zeros(2), np.zeros((3, 2)), np.array(["a"] * 3), np.float32(1.0)]

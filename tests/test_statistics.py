@@ -199,6 +199,9 @@ def test_a_failed_run_is_no_number():
         lambda: probability_of_improvement(bad, good),
         lambda: probability_of_improvement(good, bad),
         lambda: interquartile_mean(bad),
+        lambda: curve_interval(bad[None]),
+        lambda: score_interval(bad[None], np.zeros((1, 2)), good),
+        lambda: score_interval(good[None], np.zeros((1, 2)), np.array([[1.0, np.inf]])),
     ):
         with pytest.raises(ValueError, match="scores must be finite"):
             fails()

@@ -259,6 +259,13 @@ def test_listed_tasks_are_played_in_order_and_from_the_first_after_a_seed() -> N
     env.set_tasks([{"level": 9}])
     env.reset()
     assert env.get_task() == {"level": 9.0}
+    # Without a list: those that an environment which never had one draws
+    env.set_tasks(None)
+    drawing = TrialWrapper(Counter())
+    for seed in (5, None):
+        env.reset(seed=seed)
+        drawing.reset(seed=seed)
+        assert env.draws_tasks and env.get_task() == drawing.get_task()
 
 
 def test_option_task_is_for_one_trial() -> None:
@@ -451,6 +458,7 @@ def test_key_clash() -> None:
         ({"split": "ood"}, r"split='ood' does not exist in Counter, it has \['train', 'test'\]"),
         ({"tasks": []}, r"tasks must be a list of at least one task.*got \[\]"),
         ({"tasks": TASK}, "tasks must be a list"),
+        ({"tasks": 5}, "tasks must be a list of at least one task.*got 5"),
         ({"tasks": [TASK, {"lvl": 1.0}]}, r"tasks\[1\].*missing: \['level'\], unknown: \['lvl'\]"),
         ({"tasks": [TASK, {"level": float("nan")}]}, r"tasks\[1\].*'level'.*finite, got nan"),
     ],

@@ -852,8 +852,15 @@ def test_parts_of_the_token_that_a_wrapper_left_out_are_not_forgotten():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(gamma=1.5), r"gamma must be in \[0, 1\], got 1.5"),
-        (dict(gae_lambda=-0.1), r"gae_lambda must be in \[0, 1\], got -0.1"),
+        (dict(gamma=1.5), r"gamma must be a number in \[0, 1\], got 1.5"),
+        (dict(gae_lambda=-0.1), r"gae_lambda must be a number in \[0, 1\], got -0.1"),
+        (dict(gamma="x"), r"gamma must be a number in \[0, 1\], got 'x'"),
+        (dict(bootstrap_trial_end="no"), "bootstrap_trial_end must be True or False, got 'no'"),
+        (dict(bootstrap_episode_end=None), "bootstrap_episode_end must be True or False, got None"),
+        (
+            dict(policy_kwargs=dict(normalize_observations="False")),
+            "normalize_observations must be True or False, got 'False'",
+        ),
         (dict(n_epochs=0), r"n_epochs must be an integer of at least 1, got 0"),
         (dict(n_steps=0), r"n_steps must be an integer of at least 1, got 0"),
         (dict(batch_size=1.5), r"batch_size must be an integer of at least 1, got 1.5"),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from sb3_trmrl.cli.commands import check_outputs
 from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.common.evaluation import AdaptationResult
-from sb3_trmrl.common.logs import read_learning_curves
 from sb3_trmrl.common.references import load_references
 from sb3_trmrl.inspection import Inspection
 from sb3_trmrl.plots import (
@@ -19,7 +18,7 @@ from sb3_trmrl.plots import (
 )
 from sb3_trmrl.plots.ood import reference_lines, training_range
 from sb3_trmrl.plots.style import FORMATS
-from sb3_trmrl.runs import log_folder
+from sb3_trmrl.runs import learning_curves
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -80,8 +79,7 @@ def _plot_learning(arguments: argparse.Namespace) -> None:
     curves = {}
     named = _named(arguments.input)
     for name, path in named.items():
-        folder, episodes_per_trial = log_folder(path)
-        for kind, curve in read_learning_curves(folder, episodes_per_trial).items():
+        for kind, curve in learning_curves(path).items():
             curves[kind if len(named) == 1 else f"{name}: {kind}"] = curve
     plot_learning_curve(curves, arguments.output, arguments.title)
 

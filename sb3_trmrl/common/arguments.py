@@ -16,6 +16,24 @@ def is_integer(value: Any, least: int) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
 
 
+def is_number(value: Any) -> bool:
+    """
+    :param value: An argument
+    :return: Whether it is a number, Python's or NumPy's; True and False are none
+    """
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_flags(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: By name
+    :raises ValueError: for the first that is neither True nor False: a word like "False" would count as True
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False, got {value!r}.")
+
+
 def check_integers(arguments: Mapping[str, Any], least: int = 1) -> None:
     """
     :param arguments: By name

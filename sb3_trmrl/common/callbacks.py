@@ -80,7 +80,7 @@ class MetaEvalCallback(BaseCallback):
     :param verbose: 1 tells of new best models
     :param name: What stands for ``meta_eval`` in the log: several callbacks need several names. In RL Zoo, one with another
         name keeps its files in a folder of that name
-    :raises ValueError: for a bad number; when training starts, for an environment without trials or an unknown split
+    :raises ValueError: for a bad number or keyword; when training starts, for an environment without trials, an unknown split
     """
 
     def __init__(
@@ -100,6 +100,12 @@ class MetaEvalCallback(BaseCallback):
         super().__init__(verbose)
         self.name = name
         check_integers(dict(eval_freq=eval_freq, n_tasks=n_tasks, n_episodes=n_episodes))
+        check_integers(dict(seed=seed), least=0)
+        if taken := {"episodes_per_trial", "split", "tasks"} & set(env_kwargs or {}):
+            raise ValueError(
+                f"env_kwargs must not hold {sorted(taken)}: MetaEvalCallback draws n_tasks tasks of its split, for "
+                "trials of n_episodes."
+            )
         self.eval_freq, self.n_tasks, self.n_episodes, self.split = eval_freq, n_tasks, n_episodes, split
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self._given_env = env_id, self.env_kwargs

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
@@ -236,8 +237,10 @@ def evaluate_adaptation(
     longer than those of training.
 
     ``seed`` alone decides which tasks are played and how their episodes start, whoever plays and however many side by side;
-    so agents evaluated with one seed meet the same. The tasks are distinct; of a family that has fewer than ``n_tasks``, each
-    is played equally often (but for the remainder).
+    so agents evaluated with one seed meet the same. (But for the later episodes of ``MetaLearningAgent``: the phases of its
+    protocol begin with resets of their own.) Noise that policies draw from torch's generators follows from ``seed`` and
+    ``n_envs``, and a training does not notice it. The tasks are distinct; of a family that has fewer than ``n_tasks``, each is
+    played equally often (but for the remainder).
 
     :param model: Anything with SB3's ``predict``; a function of the observations ``(n_envs, ...)``; or an agent with
         Meta-World's ``MetaLearningAgent`` protocol, which plays ``n_episodes - 1`` episodes, adapts and is evaluated in the
@@ -259,14 +262,8 @@ def evaluate_adaptation(
     :raises ValueError: for an unknown split, a bad number, a task that does not fit, an environment without trials, a model of
         other spaces
     """
+    _check_arguments(n_tasks, n_episodes, env_kwargs, tasks, n_envs)
     env_kwargs = dict(env_kwargs or {})
-    taken = {"episodes_per_trial", "split", "tasks"} & set(env_kwargs)
-    if taken:
-        raise ValueError(f"env_kwargs must not hold {sorted(taken)}: use n_episodes, split and tasks of evaluate_adaptation.")
-    if n_envs is not None and not is_integer(n_envs, 1):
-        raise ValueError(f"n_envs must be an integer >= 1 (or None for one per task), got {n_envs!r}.")
-    if tasks is not None and (isinstance(tasks, Mapping) or len(tasks) == 0):
-        raise ValueError(f"tasks must hold at least one task (or be None to draw n_tasks of them), got {tasks}: pass [task].")
     settings = settings_of(env_id, env_kwargs, split if tasks is None else None, seed, deterministic)
     if is_meta_learning_agent(model):
         model = AdaptingAgent(model, adaptation_episodes=max(1, n_episodes - 1))
@@ -278,7 +275,7 @@ def evaluate_adaptation(
         if n_envs is not None:
             raise ValueError(f"n_envs={n_envs} is for environments that are to be made, env_id is one already: leave it out.")
         vec_env = env_id if isinstance(env_id, VecEnv) else DummyVecEnv([lambda: env_id])
-        _check_trials(vec_env, n_episodes)
+        _check_trials(env_id, vec_env, n_episodes)
         # A trial of one episode each is all that an adapting agent can use: its episodes are trials of their own
         if isinstance(model, AdaptingAgent):
             raise ValueError("a MetaLearningAgent needs the id of an environment (or a callable that makes it), not one made.")
@@ -307,15 +304,30 @@ def evaluate_adaptation(
         # Every phase of its protocol begins with a reset, so an episode is all that the VecEnv holds
         trial_kwargs["episodes_per_trial"] = 1
     n_slots = len(tasks) if n_envs is None or isinstance(model, AdaptingAgent) else min(n_envs, len(tasks))
-    vec_env = make_meta_vec_env(env_id, n_envs=n_slots, env_kwargs=trial_kwargs)
+    # With a seed, as SB3 would draw one from numpy's generator, which shuffles the minibatches of a PPO that is training
+    vec_env = make_meta_vec_env(env_id, n_envs=n_slots, seed=slot_seed, env_kwargs=trial_kwargs)
     try:
         if isinstance(model, AdaptingAgent):
             start = time.perf_counter()
-            trials = model.play(vec_env, list(tasks), n_episodes, slot_seed)
+            with _own_noise(slot_seed):
+                trials = model.play(vec_env, list(tasks), n_episodes, slot_seed)
             return _result(trials, time.perf_counter() - start, settings)
         return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)
     finally:
         vec_env.close()
+
+
+def _check_arguments(n_tasks: Any, n_episodes: Any, env_kwargs: Any, tasks: Any, n_envs: Any) -> None:
+    check_integers(dict(n_tasks=n_tasks, n_episodes=n_episodes))
+    if not isinstance(env_kwargs, Mapping | None):
+        raise ValueError(f"env_kwargs must be a dict of the environment's keyword arguments, got {env_kwargs!r}.")
+    taken = {"episodes_per_trial", "split", "tasks"} & set(env_kwargs or {})
+    if taken:
+        raise ValueError(f"env_kwargs must not hold {sorted(taken)}: use n_episodes, split and tasks of evaluate_adaptation.")
+    if n_envs is not None and not is_integer(n_envs, 1):
+        raise ValueError(f"n_envs must be an integer >= 1 (or None for one per task), got {n_envs!r}.")
+    if tasks is not None and (not isinstance(tasks, Sequence) or len(tasks) == 0):
+        raise ValueError(f"tasks must hold at least one task (or be None to draw n_tasks of them), got {tasks}: pass [task].")
 
 
 def derived_seed(*entropy: int) -> int:
@@ -361,9 +373,12 @@ def _distinct_tasks(draw: Callable[[int], list[Task]], n_tasks: int) -> list[Tas
     return [distinct[index % len(distinct)] for index in range(n_tasks)]
 
 
-def _check_trials(vec_env: VecEnv, n_episodes: int) -> None:
+def _check_trials(env: gym.Env[Any, Any] | VecEnv, vec_env: VecEnv, n_episodes: int) -> None:
     if not vec_env.has_attr("episodes_per_trial"):
-        raise ValueError(f"env_id must be a trial environment (a TrialWrapper) or a VecEnv of these, got {vec_env}.")
+        raise ValueError(
+            f"env_id must be a trial environment or a VecEnv of these, got {env}: put TrialWrapper(env, {n_episodes}) around "
+            "a MetaEnv."
+        )
     episodes_per_trial = vec_env.get_attr("episodes_per_trial", indices=0)[0]
     if episodes_per_trial != n_episodes:
         raise ValueError(
@@ -421,7 +436,10 @@ def _evaluate(
     start = time.perf_counter()
     try:
         # On stderr, and not where nobody looks
-        with tqdm(total=len(tasks) * n_episodes, unit="episode", disable=None if progress_bar else True) as bar:
+        with (
+            tqdm(total=len(tasks) * n_episodes, unit="episode", disable=None if progress_bar else True) as bar,
+            _own_noise(seed),
+        ):
             for first in range(0, len(tasks), vec_env.num_envs):
                 batch = tasks[first : first + vec_env.num_envs]
                 # Task i starts from seed + i, whichever slot plays it
@@ -450,6 +468,18 @@ def _break_off_training(model: Any, seed: int) -> None:
         model._last_obs = None  # our algorithms reset the environment themselves, and empty their memory
     else:
         model._last_obs, model._last_episode_starts = model.env.reset(), np.ones(model.env.num_envs, dtype=bool)
+
+
+@contextlib.contextmanager
+def _own_noise(seed: int) -> Iterator[None]:
+    """What policies draw from torch's generators follows from ``seed``, and a training goes on as if nothing was drawn."""
+    devices = range(th.cuda.device_count()) if th.cuda.is_initialized() else ()
+    with th.random.fork_rng(devices):
+        th.default_generator.manual_seed(seed)
+        for device in devices:
+            with th.cuda.device(device):
+                th.cuda.manual_seed(seed)
+        yield
 
 
 @contextlib.contextmanager
@@ -551,13 +581,17 @@ def adaptation_table(results: dict[str, AdaptationResult]) -> str:
 
     :param results: Result of each agent by its name; all with the same number of episodes
     :return: Lines joined by newlines
+    :raises ValueError: if there are none, or their numbers of episodes differ
     """
+    if len({result.n_episodes for result in results.values()}) != 1:
+        numbers = {name: result.n_episodes for name, result in results.items()}
+        raise ValueError(f"results must be of at least one agent, all with the same number of episodes, got {numbers}.")
     cells = {}
     for name, result in results.items():
         lower, upper = result.interval()
         cells[name] = [f"{m:.2f} [{lo:.2f}, {up:.2f}]" for m, lo, up in zip(result.curve, lower, upper, strict=True)]
     widths = {name: max(len(name), *map(len, column)) for name, column in cells.items()}
-    n_episodes = len(next(iter(cells.values())))
+    n_episodes = next(iter(results.values())).n_episodes
     lines = ["episode  " + "  ".join(f"{name:>{widths[name]}}" for name in cells)]
     for episode in range(n_episodes):
         lines.append(f"{episode + 1:>7}  " + "  ".join(f"{cells[name][episode]:>{widths[name]}}" for name in cells))

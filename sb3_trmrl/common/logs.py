@@ -28,7 +28,9 @@ class LearningCurve:
 TRIAL, EPISODE, SUCCESS = "return of a trial", "return per episode", "success rate"
 
 
-def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = None) -> dict[str, LearningCurve]:
+def read_learning_curves(
+    folder: str | Path, episodes_per_trial: int | None = None, evaluation_episodes_per_trial: int | None = None
+) -> dict[str, LearningCurve]:
     """
     Read all that there is of
 
@@ -39,6 +41,7 @@ def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = No
 
     :param folder: A log folder
     :param episodes_per_trial: If given, returns of trials are divided by it, so that all curves are per episode
+    :param evaluation_episodes_per_trial: Episodes of the trials of ``evaluations.npz``; ``episodes_per_trial`` if None
     :return: Curves by what they are: ``"training"``, ``"training (mean of 100 trials)"``, ``"evaluation"``,
         ``"held-out tasks"``, ``"success on held-out tasks"`` (over all tasks and episodes)
     :raises ValueError: if there is none of these files, or one is broken
@@ -62,10 +65,10 @@ def read_learning_curves(folder: str | Path, episodes_per_trial: int | None = No
             f"{folder} has no monitor.csv, progress.csv, evaluations.npz or meta_evaluations.npz with any returns: give the "
             "folder of one run, for example logs/trmrl/HalfCheetahVel-v0_1."
         )
-    if episodes_per_trial is not None:
-        for name, curve in curves.items():
-            if curve.unit == TRIAL:
-                curves[name] = LearningCurve(curve.timesteps, curve.returns / episodes_per_trial, EPISODE)
+    for name, curve in curves.items():
+        n_episodes = (name == "evaluation" and evaluation_episodes_per_trial) or episodes_per_trial
+        if curve.unit == TRIAL and n_episodes is not None:
+            curves[name] = LearningCurve(curve.timesteps, curve.returns / n_episodes, EPISODE)
     return curves
 
 

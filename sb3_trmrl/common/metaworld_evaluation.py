@@ -126,7 +126,8 @@ def evaluate_metaworld(
     :param evaluation_episodes: Episodes after these
     :param deterministic: Whether actions are the mode of the policy; Meta-World leaves that to the agent
     :param seed: Seed of the episodes, for models that draw actions: Meta-World's tasks leave nothing to chance
-    :param env_kwargs: Further keyword arguments of the environment: those of training, ``dict(reward_scale=0.1)`` say
+    :param env_kwargs: Further keyword arguments of the family: those of training, ``dict(reward_scale=0.1)`` say. What the
+        protocol decides is not among them (``episodes_per_trial``, ``split``, ``tasks``, ``end_on_success_after``)
     :param n_envs: How many tasks are played side by side
     :param progress_bar: Show a progress bar of the episodes
     :return: Success rate, return, and both by environment
@@ -141,6 +142,11 @@ def evaluate_metaworld(
     ):
         if not is_integer(value, least):
             raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
+    if taken := {"episodes_per_trial", "split", "tasks", "end_on_success_after"} & set(env_kwargs or {}):
+        raise ValueError(
+            f"env_kwargs must not hold {sorted(taken)}: use adaptation_episodes, evaluation_episodes, n_goals and split of "
+            "evaluate_metaworld."
+        )
     env_kwargs = {**(env_kwargs or {}), "end_on_success_after": int(adaptation_episodes)}
     trials = make_trials(env_id, {**env_kwargs, "split": split})
     assert isinstance(trials.meta_env, MetaWorldEnv)

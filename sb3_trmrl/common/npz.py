@@ -16,11 +16,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         # numpy leaves a broken file open that it has opened itself
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(file)
+        with path.open("rb") as opened:
+            if not zipfile.is_zipfile(opened):  # numpy would take it for a pickle, and say how to load that
+                raise zipfile.BadZipFile("File is not a zip file")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                return dict(file)
     except FileNotFoundError:
         raise
-    # Of an array alone there is nothing to enter and leave (TypeError); a damaged header names unknown compressions
-    # (NotImplementedError, a RuntimeError), encrypted files (RuntimeError) or sizes without end (MemoryError, OverflowError)
+    # A damaged header names unknown compressions (NotImplementedError, a RuntimeError), encrypted files (RuntimeError) or
+    # sizes without end (MemoryError, OverflowError)
     except (OSError, EOFError, RuntimeError, TypeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"no readable archive of arrays ({error})") from error

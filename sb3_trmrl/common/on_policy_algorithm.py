@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_trmrl.common.arguments import check_integers
+from sb3_trmrl.common.arguments import check_flags, check_integers, is_number
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer, TrialSliceRolloutBuffer, WorkingMemoryRolloutBuffer
 from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
@@ -116,8 +116,9 @@ class MemoryPPO(PretrainedMixin, PPO):
             raise ValueError(self._policy_error(policy.__name__))
         check_integers(dict(batch_size=batch_size, n_epochs=n_epochs, **({} if n_steps is None else dict(n_steps=n_steps))))
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
+            if not is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number in [0, 1], got {value!r}.")
+        check_flags(dict(bootstrap_trial_end=bootstrap_trial_end, bootstrap_episode_end=bootstrap_episode_end))
         if n_steps is None:
             n_envs = env.num_envs if isinstance(env, VecEnv) else 1
             n_steps = max(256, 8192 // n_envs)

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_trmrl.common.arguments import check_choice
+from sb3_trmrl.common.arguments import check_choice, check_flags
 from sb3_trmrl.common.heads import ActorCriticHeads
 from sb3_trmrl.common.normalization import ObservationNormalizer, ValueScale
 from sb3_trmrl.common.type_aliases import MemoryContext, MemoryWindows, TrialSlices
@@ -105,6 +105,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         check_choice("head", head, ("mlp", "hypernetwork"))
         check_choice("head_input", head_input, ("latest", "mixed"))
         check_choice("critic", critic, ("shared", "separate", "memoryless"))
+        check_flags(dict(normalize_observations=normalize_observations))
         # Read by _build, which the parent's constructor calls
         self.memory_encoder_class = get_memory_encoder_class(memory_encoder)
         self.memory_encoder_name = memory_encoder

@@ -96,6 +96,7 @@ def curve_interval(
     :param seed: Seed of the resampling
     :return: Lower and upper bound, (n_episodes,) each
     """
+    returns = _finite(returns)
     curves = [_drawn_mean(returns, *drawn) for drawn in _draws(returns, n_resamples, seed)]
     return _percentiles(np.concatenate(curves), confidence)
 
@@ -123,6 +124,7 @@ def score_interval(
         counts as minus infinity for the lower and as infinity for the upper bound: where that happens often enough to matter,
         the gap itself is uncertain, and the interval open
     """
+    returns, blind, oracle = _finite(returns), _finite(blind), _finite(oracle)
     if paired and not blind.shape == oracle.shape == returns.shape[1:]:
         raise ValueError(
             f"blind and oracle must have played the tasks and episodes of returns, {returns.shape[1:]}, got {blind.shape} and "

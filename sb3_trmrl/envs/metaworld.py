@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_trmrl.common.arguments import did_you_mean, is_integer
+from sb3_trmrl.common.arguments import check_flags, did_you_mean, is_integer, is_number
 from sb3_trmrl.envs.meta_env import EnvState, MetaEnv, Task
 from sb3_trmrl.envs.mujoco.rendering import Renderer
 
@@ -197,13 +197,14 @@ class MetaWorldEnv(MetaEnv):
             )
         if reward_version not in REWARD_VERSIONS:
             raise ValueError(f"reward_version must be one of {list(REWARD_VERSIONS)}, got {reward_version!r}")
-        if isinstance(reward_scale, bool) or not isinstance(reward_scale, (int, float)) or not 0 < reward_scale < math.inf:
+        if not is_number(reward_scale) or not 0 < reward_scale < math.inf:
             raise ValueError(f"reward_scale must be a number > 0, got {reward_scale!r}")
         # The test goals of ML1 have the seed + 1, and numpy's seeds end at 2**32 - 1
         if not is_integer(benchmark_seed, 0) or benchmark_seed >= 2**32 - 1:
             raise ValueError(f"benchmark_seed must be an integer from 0 to 2**32 - 2, got {benchmark_seed!r}")
         if end_on_success_after is not None and not is_integer(end_on_success_after, 0):
             raise ValueError(f"end_on_success_after must be an integer >= 0 (or None for never), got {end_on_success_after!r}")
+        check_flags(dict(hide_objects=hide_objects, random_frames=random_frames))
         require_metaworld()
         self.benchmark = benchmark
         self.reward_version = reward_version

@@ -165,8 +165,7 @@ class TrialWrapper(gym.Env[Any, Any]):
         self._token_size = self.observation_space.shape[0] if isinstance(self.observation_space, TokenSpace) else 0
         self._tasks: list[Task] | None = None
         self._next_task = 0
-        if tasks is not None:
-            self.set_tasks(tasks)
+        self.set_tasks(tasks)
         self._seed: int | None = None
         self._task_generators: dict[str, np.random.Generator] = {}
         self._task_draws: dict[str, dict[str, Any]] = {}
@@ -211,15 +210,18 @@ class TrialWrapper(gym.Env[Any, Any]):
         finally:
             family.np_random, family.draws = episode_generator, own_draws
 
-    def set_tasks(self, tasks: Sequence[Task]) -> None:
+    def set_tasks(self, tasks: Sequence[Task] | None) -> None:
         """
         Play these tasks from the next trial on: in order, and from the first again after the last.
 
-        :param tasks: At least one task.
+        :param tasks: At least one task; None to draw them from the split.
         :raises ValueError: If the list is empty or a task does not fit the family.
         """
-        if isinstance(tasks, dict) or len(tasks) == 0:
-            raise ValueError(f"tasks must be a list of at least one task (or None to sample from split), got {tasks!r}")
+        if tasks is None:
+            self._tasks = None
+            return
+        if not isinstance(tasks, Sequence) or len(tasks) == 0:
+            raise ValueError(f"tasks must be a list of at least one task (or None to draw them from split), got {tasks!r}")
         checked = []
         for index, task in enumerate(tasks):
             try:
@@ -346,7 +348,7 @@ class TrialWrapper(gym.Env[Any, Any]):
         """
         :return: All that this trial and the next ones go on from, as data: tasks, random generators, progress, the base
             environment's state. None if the base environment is wrapped, or of a family without
-            :meth:`~sb3_trmrl.envs.meta_env.MetaEnv._get_state`.
+            :meth:`~sb3_trmrl.envs.meta_env.MetaEnv._get_state`. A ``Monitor`` outside does not belong to it.
         """
         meta_env = self.meta_env.get_state() if self.env is self.meta_env else None
         if meta_env is None:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch as th
 from torch import nn
 
-from sb3_trmrl.common.arguments import check_choice, check_integers
+from sb3_trmrl.common.arguments import check_choice, check_flags, check_integers
 from sb3_trmrl.memory_encoders.attention import TransformerLayer, check_heads, n_cache_slots, newest_in_slots, next_slots
 from sb3_trmrl.memory_encoders.base import MemoryState, WindowMemoryEncoder, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import Rotation, rotation_at, sinusoidal_encoding
@@ -104,6 +104,7 @@ class TFixupTransformerEncoder(WindowMemoryEncoder):
         check_choice("positions", positions, ("rotary", "sinusoidal", "learned"))
         check_choice("normalization", normalization, ("none", "pre"))
         check_choice("initialization", initialization, ("trmrl", "tfixup", "xavier"))
+        check_flags(dict(scale_embedding=scale_embedding))
         check_heads(embed_dim, n_heads)
         super().__init__(token_dim, features_dim=embed_dim, memory_length=memory_length)
         self.n_heads, self.head_dim = n_heads, embed_dim // n_heads

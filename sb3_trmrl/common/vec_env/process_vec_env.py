@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from stable_baselines3.common.vec_env.util import dict_to_obs
 from tqdm import tqdm
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import is_integer, is_number
 from sb3_trmrl.common.vec_env.env_worker import BUILT, PICKLED, Events, Failure, Layout, SharedArrays, Spaces, run_worker
 from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 
@@ -320,8 +320,8 @@ class ProcessVecEnv(VecEnv):
             n_workers = n_usable_cores()
         if not is_integer(n_workers, 1):
             raise ValueError(f"n_workers must be an integer >= 1, or None for the number of cores, got {n_workers!r}")
-        if not start_timeout > 0:
-            raise ValueError(f"start_timeout must be > 0 (seconds), got {start_timeout!r}")
+        if not is_number(start_timeout) or not start_timeout > 0:
+            raise ValueError(f"start_timeout must be a number > 0 (seconds), got {start_timeout!r}")
         self.n_workers = min(int(n_workers), n_envs)
         self._stepping = False
         self._closed = False
