@@ -20,6 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
+from sb3_trmrl.common.evaluation import derived_seed
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
 from sb3_trmrl.envs.meta_env import check_generator_state, generator_from_state, generator_state
@@ -301,7 +302,7 @@ def restore_environment(model: MemoryPPO, state: State) -> None:
     )
     model._last_obs = None
     # With their first seed the environments would play the trials of the training's start again
-    model.env.seed(int(np.random.SeedSequence([model.seed or 0, model.num_timesteps]).generate_state(1)[0] >> 1))
+    model.env.seed(derived_seed(model.seed or 0, model.num_timesteps))
 
 
 def _why_fresh(model: MemoryPPO, rollout: State | None) -> str | None:
