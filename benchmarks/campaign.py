@@ -39,6 +39,7 @@ from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
 from sb3_trmrl.common.references import RandomAgent, SeesTasks, train_reference
 from sb3_trmrl.hub import PretrainedCheckpointCallback, latest_checkpoint, save_pretrained
+from sb3_trmrl.hub.description import describe_hyperparameters
 from sb3_trmrl.zoo import ALGORITHMS
 from sb3_trmrl.zoo import settings as zoo_settings
 
@@ -223,7 +224,14 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
         return make_recurrent_ppo(agent, env_id, seed).learn(timesteps, callback=progress), progress
     base, changes = CHANGES.get(agent, (agent, {}))
     checkpoint = latest_checkpoint(folder)
-    model: Any = make_model(SETTINGS[base], env_id, seed, changes) if checkpoint is None else load(checkpoint, device="cpu")
+    model: Any = make_model(SETTINGS[base], env_id, seed, changes)
+    if checkpoint is not None:
+        settings = describe_hyperparameters(model)
+        model = load(checkpoint, device="cpu")
+        if describe_hyperparameters(model) != settings:
+            raise ValueError(
+                f"{checkpoint} was trained with other settings than those of now: remove it, or give another --folder."
+            )
     saving = PretrainedCheckpointCallback(max(1, timesteps // 20), folder, keep_last=1, score=lambda model: None)
     # None left: only the evaluation was broken off
     model.learn(max(0, timesteps - model.num_timesteps), callback=[progress, saving], reset_num_timesteps=False)
@@ -333,19 +341,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/campaign"), help="for checkpoints and trained agents")
     arguments = parser.parse_args()
     timesteps = arguments.timesteps
-    # A training ends with the iteration in which it has enough
+    # A training ends with the iteration in which it has enough: of at most 20,000 steps
     done = {
         (line["family"], line["agent"], line["seed"])
         for line in read_results(arguments.results)
-        if timesteps <= line["timesteps"] < 1.1 * timesteps and line["threads"] == arguments.threads
+        if timesteps <= line["timesteps"] < max(1.1 * timesteps, timesteps + 20_000) and line["threads"] == arguments.threads
     }
+    threads = "" if arguments.threads == 1 else f"_{arguments.threads}_threads"
     missing = [
         (
             agent,
             family,
             seed,
             timesteps,
-            arguments.folder / f"{family}_{agent}_seed{seed}_{timesteps}_steps",
+            arguments.folder / f"{family}_{agent}_seed{seed}_{timesteps}_steps{threads}",
             arguments.threads,
         )
         for family in arguments.families

@@ -132,7 +132,7 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     from sb3_trmrl.hub import load
-    from sb3_trmrl.hub.description import environment_kwargs
+    from sb3_trmrl.hub.description import environment_kwargs, wrappers_that_play
     from sb3_trmrl.hub.pretrained import check_acts_alone
 
     try:
@@ -144,6 +144,11 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
     environment = model.saved_environment or {}
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
     known = environment.get("id") if environment.get("id") in gym.registry else None
+    if env_id in (None, known) and (wrappers := wrappers_that_play(environment)):
+        raise ValueError(
+            f"{source} was trained in {', '.join(wrappers)}, which are not put around the environment here: register an "
+            "environment that has them, and name it with --env."
+        )
     # What is played with other keywords than the file's need not fit
     kwargs = environment_kwargs(environment) if known is not None and env_id in (None, known) else {}
     return Run(Path(source).name, model, env_id or known, kwargs, None, known)

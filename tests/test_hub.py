@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -18,7 +19,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import sb3_trmrl
 from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO
@@ -293,6 +294,25 @@ def test_the_cards_usage_of_an_environment_without_tasks(hub: FakeHub, monkeypat
     usage = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)[0]
     monkeypatch.setattr(sb3_trmrl, "load", lambda repo_id: model)
     exec(usage, {})
+
+
+def test_an_agent_trained_in_wrappers_is_not_judged_without_them(
+    hub: FakeHub, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    def make() -> gym.Env:
+        return gym.wrappers.RescaleAction(gym.make("PointRobot-v0"), -np.float32(10), np.float32(10))
+
+    model = TrMRLPPO("TrMRLPolicy", DummyVecEnv([make]), n_steps=8, batch_size=8, device="cpu")
+    push(model, hub, n_eval_tasks=3)
+    card = hub.files(REPO)["README.md"].decode()
+    assert "mean_reward" not in card and "evaluate_adaptation" not in card
+    assert "env = ...  # the same in RescaleAction; with which arguments can't be told" in card
+    assert "1 slots, in RescaleAction" in command("info", REPO)[1]
+    folder = model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="was trained in RescaleAction, which are not put around"):
+        load_run(folder)
+    # In another environment, which may have them
+    assert load_run(folder, env_id="SparsePointRobot-v0").env_id == "SparsePointRobot-v0"
 
 
 def test_the_card_promises_the_resumption_that_there_is(hub: FakeHub, tmp_path: Path) -> None:

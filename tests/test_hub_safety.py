@@ -184,6 +184,8 @@ HOSTILE: dict[str, tuple[str, Break]] = {
     "form-unknown": ("MalformedFileError", config("hyperparameters", "rollout_buffer_kwargs", value={"$call": "os.system"})),
     "sections-missing": ("MalformedFileError", config("environment", value=None)),
     "kwargs-code": ("MalformedFileError", config("environment", "kwargs", value={"a=__import__('os').system('x'), b": 1})),
+    "wrappers-number": ("MalformedFileError", config("environment", "wrappers", value=1)),
+    "wrappers-code": ("MalformedFileError", config("environment", "wrappers", value=["x\nimport os"])),
     "kwargs-number": ("MalformedFileError", config("environment", "kwargs", value={"$float": "nan"})),
     "kwargs-tuple": ("MalformedFileError", config("environment", "kwargs", value={"$tuple": [1]})),
     "kwargs-window": ("MalformedFileError", config("environment", "kwargs", value={"render_mode": "human"})),

@@ -15,7 +15,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 import sb3_trmrl
 from sb3_trmrl import TrMRLPPO
@@ -317,12 +317,22 @@ def test_without_an_environment_that_can_be_made_learn_says_what_to_do(tmp_path:
         (lambda: VecNormalize(make_meta_vec_env("PointRobot-v0", 2, seed=0), norm_obs=False), "VecNormalize"),
         (lambda: make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(max_episode_steps=7)), "TimeLimit"),
         (lambda: DummyVecEnv([rewards_times_ten] * 2), "TransformReward"),
+        (lambda: RewardsTimesTen(make_meta_vec_env("PointRobot-v0", 2, seed=0)), "RewardsTimesTen"),
     ],
 )
 def test_an_environment_in_wrappers_is_not_made_without_them(make: Any, wrapper: str, tmp_path: Path) -> None:
     small(make()).learn(20).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=f"trained in .*{wrapper}.*pass env to from_pretrained"):
         sb3_trmrl.load(tmp_path / "model", device="cpu").learn(20, reset_num_timesteps=False)
+
+
+class RewardsTimesTen(VecEnvWrapper):
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, 10 * rewards, dones, infos
 
 
 def rewards_times_ten() -> Any:

@@ -26,9 +26,11 @@ from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.hub import (
+    MissingFileError,
     NotDescribableError,
     PretrainedError,
     UnknownNameError,
+    latest_checkpoint,
     pretrained,
     register_algorithm,
 )
@@ -479,6 +481,11 @@ def save_often(folder: Path, number: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_no_checkpoint_yet(tmp_path):
+    with pytest.raises(MissingFileError, match="is there no checkpoint yet"):
+        sb3_trmrl.load(latest_checkpoint(tmp_path))  # type: ignore[arg-type]
+
+
 def test_killed_at_any_step_the_old_or_the_new_model_loads(tmp_path: Path) -> None:
     # Forked from a process that is small: this one may hold the environments of many tests
     program = "import sys, pathlib, tests.test_save_pretrained as t; t.kill_at_every_step(pathlib.Path(sys.argv[1]))"

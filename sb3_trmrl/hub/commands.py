@@ -123,7 +123,8 @@ def _info(args: argparse.Namespace) -> None:
     environment, training = config["environment"], config["training"]
     lines = {
         "algorithm": f"{config['algorithm']}, {config['policy']}",
-        "environment": f"{environment['id']} {environment['kwargs'] or ''}, {environment['n_envs']} slots",
+        "environment": f"{environment['id']} {environment['kwargs'] or ''}, {environment['n_envs']} slots"
+        + (f", in {', '.join(environment['wrappers'])}" if environment.get("wrappers") else ""),
         "steps": f"{training['num_timesteps']:,}",
         "command": training["command"] or "-",
         "resumes": RESUMES[resumes_with(folder, config)],

@@ -14,7 +14,14 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
 
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
@@ -41,6 +48,8 @@ MAX_STEPS = 10**8
 MAX_ARMS = 1 << 16
 """Arms of a bandit that is made from a file."""
 
+CHANGES_NOTHING = (VecCheckNan, VecMonitor, VecTransposeImage, VecVideoRecorder)
+"""What may be around the training environment, and is not missed where it is made again."""
 MAKES_OTHERWISE = frozenset({"env_id", "render_mode", "max_episode_steps", "disable_env_checker", "additional_wrappers"})
 """Keywords of ``gym.make`` that are no property of the environment."""
 
@@ -424,8 +433,10 @@ def describe_environment(env: VecEnv | None, n_envs: int) -> dict[str, Any]:
         return data
     data["id"] = specs[0].id
     altered = {name for spec in specs for name in _alterations(spec)}
-    if env is not None and unwrap_vec_normalize(env) is not None:
-        altered.add("VecNormalize")
+    while isinstance(env, VecEnvWrapper):
+        if not isinstance(env, CHANGES_NOTHING):
+            altered.add(type(env).__name__)
+        env = env.venv
     if altered:
         data["wrappers"] = sorted(altered)
     # make_trial_env is told the id by the registry
@@ -438,6 +449,15 @@ def describe_environment(env: VecEnv | None, n_envs: int) -> dict[str, Any]:
     if all(slot == encoded[0] for slot in encoded):
         data["kwargs"] = encoded[0]
     return data
+
+
+def wrappers_that_play(data: dict[str, Any]) -> list[str]:
+    """
+    :param data: What :func:`describe_environment` returned
+    :return: Names of the wrappers without which the agent would be judged in another environment than that of its training.
+        ``VecNormalize`` is none: where it changes what the agent sees, the file says so elsewhere, and else it scales rewards
+    """
+    return [name for name in data.get("wrappers", []) if name != "VecNormalize"]
 
 
 def _alterations(spec: EnvSpec | None) -> list[str]:

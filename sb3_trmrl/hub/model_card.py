@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from sb3_trmrl.common.evaluation import AdaptationResult
 from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
-from sb3_trmrl.hub.description import CLASSES, ROLLOUT_BUFFERS, decode_policy_kwargs
+from sb3_trmrl.hub.description import CLASSES, ROLLOUT_BUFFERS, decode_policy_kwargs, wrappers_that_play
 
 PICTURE, VIDEO = "adaptation_curve.png", "replay.mp4"
 TAGS = ("reinforcement-learning", "stable-baselines3", "meta-reinforcement-learning", "sb3_trmrl")
@@ -90,6 +90,8 @@ def training_script(config: dict[str, Any]) -> str:
     make = f"env = make_meta_vec_env({environment['id']!r}, n_envs={environment['n_envs']}, seed={seed}{env_kwargs})"
     if environment["id"] is None or environment["kwargs"] is None:
         make = f"env = ...  # {environment['n_envs']} slots; how they were made can't be told"
+    if environment.get("wrappers"):
+        make += f"\nenv = ...  # the same in {', '.join(environment['wrappers'])}; with which arguments can't be told"
     return "\n".join(
         [
             f"from sb3_trmrl import {algorithm}",
@@ -113,7 +115,7 @@ def usage_script(config: dict[str, Any], repo_id: str) -> str:
     imports = ["import sb3_trmrl"]
     lines = [f"model = sb3_trmrl.load({repo_id!r})  # JSON and safetensors: no code from the file is run"]
     env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
-    if env_id is None or kwargs is None:
+    if env_id is None or kwargs is None or wrappers_that_play(config["environment"]):
         pass
     elif env_id in TASK_FAMILIES:
         others = evaluation_kwargs(kwargs)

@@ -320,6 +320,9 @@ def _check_sections(config: dict[str, Any], path: Path) -> None:
             for key, kind in keys.items()
         ):
             raise MalformedFileError(f"{name} in {path} must be an object with {sorted(keys)}, got {str(values)[:100]}.")
+    wrappers = config["environment"].get("wrappers", [])
+    if not isinstance(wrappers, list) or not all(isinstance(name, str) and name.isidentifier() for name in wrappers):
+        raise MalformedFileError(f"wrappers in {path} must be a list of names, got {str(wrappers)[:100]}.")
     for name, value in config["training"].items():
         if isinstance(value, int) and not 0 <= value < 2**53:
             raise MalformedFileError(f"{name} in {path} must be in [0, 2^53), got {str(value)[:50]}.")
@@ -333,6 +336,8 @@ def find_folder(folder_or_repo_id: str | Path, revision: str | None = None, **hu
     :return: The folder
     :raises MissingFileError: if it is neither
     """
+    if folder_or_repo_id is None:  # what latest_checkpoint returns
+        raise MissingFileError("There is no folder to load from (None): is there no checkpoint yet?")
     folder = existing_folder(Path(os.path.abspath(folder_or_repo_id)))
     if folder.is_dir():
         if revision is not None or hub_kwargs:

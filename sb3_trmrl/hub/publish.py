@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
-from sb3_trmrl.hub.description import decode_value
+from sb3_trmrl.hub.description import decode_value, wrappers_that_play
 from sb3_trmrl.hub.errors import PretrainedError, UploadError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
@@ -112,10 +112,11 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
     :param model: The model
     :param config: Its ``config.json``
     :param n_tasks: Number of unseen tasks
-    :return: How it adapts, in trials as long as those of training; None for a foreign environment, or without tasks
+    :return: How it adapts, in trials as long as those of training; None for a foreign environment, one in wrappers, or without
+        tasks
     """
     env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
-    if n_tasks == 0 or env_id not in TASK_FAMILIES or kwargs is None:
+    if n_tasks == 0 or env_id not in TASK_FAMILIES or kwargs is None or wrappers_that_play(config["environment"]):
         return None
     kwargs = decode_value(kwargs)
     return evaluate_adaptation(
