@@ -309,12 +309,13 @@ def origin(runs: Runs) -> str:
     return f"Commits {all_of('commit')}; {named}; {all_of('machine')}, threads per run: {all_of('threads')}; {all_of('date')}."
 
 
-def of_length(runs: Runs, timesteps: int) -> Runs:
+def of_usual_length(runs: Runs) -> Runs:
     """
     :param runs: Runs.
-    :param timesteps: Steps of training.
-    :return: Those of as many steps, to an iteration.
+    :return: Those of as many steps of training as most of them, to an iteration.
     """
+    lengths = [run["timesteps"] for run in runs]
+    timesteps = max(lengths, key=lengths.count)
     return [run for run in runs if abs(run["timesteps"] - timesteps) < 0.1 * timesteps]
 
 
@@ -341,16 +342,15 @@ def sections(runs: Runs, speed_runs: Runs, page: str) -> dict[str, str]:
         of_family = [run for run in runs if run["family"] == family]
         if f"<!-- {family}: agents -->" in page:
             compared = [run for run in of_family if run["agent"] in LABELS]
-            longest = of_length(compared, max(run["timesteps"] for run in compared))
-            by_agent = grouped(longest)
+            equally_long = of_usual_length(compared)
+            by_agent = grouped(equally_long)
             image = f"results_{family.removesuffix('-v0').lower()}.png"
             picture(by_agent, family, DOCS / "images" / image)
-            parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(longest)}\n\n![{family}](images/{image})"
+            parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(equally_long)}\n\n![{family}](images/{image})"
             parts[f"{family}: fresh tasks"] = fresh_table(by_agent)
             parts[f"{family}: speed"] = speed(by_agent)
-        lengths = [run["timesteps"] for run in of_family if run["agent"] in CHANGES]
-        if lengths:
-            equally_long = of_length(of_family, max(lengths, key=lengths.count))
+        if any(run["agent"] in CHANGES for run in of_family):
+            equally_long = of_usual_length(of_family)
             bases = {agent: LABELS[agent] for agent in ("trmrl", "rl2", "paper")}
             parts[f"{family}: one factor"] = table(grouped(equally_long), {**bases, **CHANGE_LABELS})
             parts[f"{family}: one factor"] += f"\n\n{origin(equally_long)}"
