@@ -122,9 +122,9 @@ def learning_curves(source: str | Path) -> dict[str, LearningCurve]:
     if not folder.is_dir():
         raise ValueError(f"{str(source)!r} is no folder: give that of a run, for example logs/trmrl/HalfCheetahVel-v0_1.")
     folder = _latest_run(folder)
-    evaluation_kwargs = _read(folder, "args.yml").get("eval_env_kwargs") or {}
-    episodes = (kwargs.get("episodes_per_trial") for kwargs in (_read_env_kwargs(folder), evaluation_kwargs))
-    return read_learning_curves(folder, *episodes)
+    in_training = _read_env_kwargs(folder)
+    in_evaluation = _read(folder, "args.yml").get("eval_env_kwargs") or {}
+    return read_learning_curves(folder, in_training.get("episodes_per_trial"), in_evaluation.get("episodes_per_trial"))
 
 
 def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
