@@ -126,26 +126,30 @@ def read_settings(file: str, env_id: str, changes: dict[str, Any] | None = None)
     return block
 
 
-def make_model(file: str, env_id: str, seed: int, changes: dict[str, Any] | None = None) -> BaseAlgorithm:
+def make_model(
+    file: str, env_id: str, seed: int, changes: dict[str, Any] | None = None, device: str = "cpu"
+) -> BaseAlgorithm:
     """
     :param file: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: Its block.
     :param seed: Seed of everything.
     :param changes: See :func:`read_settings`.
+    :param device: Where the agent is trained.
     :return: The agent that RL Zoo makes of the block, with its environments.
     """
     block = read_settings(file, env_id, changes)
     del block["n_timesteps"]
     env = make_meta_vec_env(env_id, block.pop("n_envs"), seed, env_kwargs=block.pop("env_kwargs"))
     algorithm = ALGORITHMS[file.removesuffix("_paper")].algorithm
-    return algorithm(block.pop("policy"), env, seed=seed, device="cpu", **block)
+    return algorithm(block.pop("policy"), env, seed=seed, device=device, **block)
 
 
-def make_recurrent_ppo(agent: str, env_id: str, seed: int) -> RecurrentPPO:
+def make_recurrent_ppo(agent: str, env_id: str, seed: int, device: str) -> RecurrentPPO:
     """
     :param agent: One of ``RECURRENT_PPO``.
     :param env_id: A block of ``hyperparams/trmrl.yml``, whose settings of PPO it gets.
     :param seed: Seed of everything.
+    :param device: Where it is trained.
     :return: sb3-contrib's RecurrentPPO, as wide as our transformer, behind ``VecNormalize`` since it does not normalise.
     """
     block = read_settings("trmrl", env_id)
@@ -157,7 +161,7 @@ def make_recurrent_ppo(agent: str, env_id: str, seed: int) -> RecurrentPPO:
         "MlpLstmPolicy",
         VecNormalize(env, gamma=block["gamma"]),
         seed=seed,
-        device="cpu",
+        device=device,
         policy_kwargs=dict(
             lstm_hidden_size=policy_kwargs["memory_encoder_kwargs"]["embed_dim"],
             **RECURRENT_PPO[agent],
@@ -205,13 +209,16 @@ class Progress(BaseCallback):
         return self._before + time.perf_counter() - self._start
 
 
-def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> tuple[BaseAlgorithm, Progress]:
+def train(
+    agent: str, env_id: str, seed: int, timesteps: int, folder: Path, device: str
+) -> tuple[BaseAlgorithm, Progress]:
     """
     :param agent: One of ``AGENTS``.
     :param env_id: The family.
     :param seed: Seed of everything.
     :param timesteps: Steps of training.
     :param folder: For checkpoints, and for the trained agent.
+    :param device: Where it is trained; references always on the CPU.
     :return: The agent, and the course of its training.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,13 +228,13 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
         reference.save(folder / "final")  # its features are code of its own, so with pickle
         return reference, progress
     if agent in RECURRENT_PPO:
-        return make_recurrent_ppo(agent, env_id, seed).learn(timesteps, callback=progress), progress
+        return make_recurrent_ppo(agent, env_id, seed, device).learn(timesteps, callback=progress), progress
     base, changes = CHANGES.get(agent, (agent, {}))
     checkpoint = latest_checkpoint(folder)
-    model: Any = make_model(SETTINGS[base], env_id, seed, changes)
+    model: Any = make_model(SETTINGS[base], env_id, seed, changes, device)
     if checkpoint is not None:
         settings = describe_hyperparameters(model)
-        model = load(checkpoint, device="cpu")
+        model = load(checkpoint, device=device)
         if describe_hyperparameters(model) != settings:
             raise ValueError(
                 f"{checkpoint} was trained with other settings than those of now: remove it, or give another --folder."
@@ -236,6 +243,7 @@ def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path) -> t
     # None left: only the evaluation was broken off
     model.learn(max(0, timesteps - model.num_timesteps), callback=[progress, saving], reset_num_timesteps=False)
     what = f"--families {env_id} --agents {agent} --seeds {seed} --timesteps {timesteps}"
+    what += "" if device == "cpu" else f" --device {device}"
     model.train_command = f"OMP_NUM_THREADS=1 python benchmarks/campaign.py {what}"
     save_pretrained(model, folder / "final", training_state=False)
     return model, progress
@@ -263,7 +271,7 @@ def evaluate(agent: str, model: BaseAlgorithm, env_id: str, split: str, seed: in
     return evaluate_adaptation(player, env_id, **settings)
 
 
-def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path, threads: int) -> dict[str, Any]:
+def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path, threads: int, device: str) -> dict[str, Any]:
     """
     Train, evaluate.
 
@@ -273,11 +281,12 @@ def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path, thread
     :param timesteps: Steps of training.
     :param folder: For checkpoints, and for the trained agent.
     :param threads: Of torch.
+    :param device: Where it is trained and evaluated.
     :return: The line of the file of results.
     """
     th.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    model, progress = train(agent, env_id, seed, timesteps, folder)
+    model, progress = train(agent, env_id, seed, timesteps, folder, device)
     splits = [split for split in ("test", "ood") if split in make_trials(env_id, {}).meta_env.splits]
     return dict(
         family=env_id,
@@ -285,6 +294,7 @@ def run(agent: str, env_id: str, seed: int, timesteps: int, folder: Path, thread
         seed=seed,
         timesteps=model.num_timesteps,
         threads=threads,
+        device=str(model.device) if model.device.type == "cpu" else th.cuda.get_device_name(model.device),
         seconds=round(progress.seconds, 1),
         parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
         curve=thinned(progress.points),
@@ -336,6 +346,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--timesteps", type=int, default=2_000_000)
     parser.add_argument("--threads", type=int, default=1, help="of each run; what an agent learns depends on it")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, whose runs belong into --results of their own")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=Path("runs/campaign"), help="for checkpoints and trained agents")
@@ -348,14 +359,16 @@ def main() -> None:
         if timesteps <= line["timesteps"] < max(1.1 * timesteps, timesteps + 20_000) and line["threads"] == arguments.threads
     }
     threads = "" if arguments.threads == 1 else f"_{arguments.threads}_threads"
+    device = "" if arguments.device == "cpu" else f"_{arguments.device}"
     missing = [
         (
             agent,
             family,
             seed,
             timesteps,
-            arguments.folder / f"{family}_{agent}_seed{seed}_{timesteps}_steps{threads}",
+            arguments.folder / f"{family}_{agent}_seed{seed}_{timesteps}_steps{threads}{device}",
             arguments.threads,
+            arguments.device,
         )
         for family in arguments.families
         for seed in arguments.seeds
@@ -379,7 +392,7 @@ def main() -> None:
             )
 
 
-def _run(job: tuple[str, str, int, int, Path, int]) -> dict[str, Any]:
+def _run(job: tuple[str, str, int, int, Path, int, str]) -> dict[str, Any]:
     return run(*job)
 
 

@@ -75,29 +75,33 @@ class Clock:
         setattr(owner, name, clocked)
 
 
-def sgemm_gflops(seconds: float = 1.0) -> float:
+def sgemm_gflops(device: str, seconds: float = 1.0) -> float:
     """
+    :param device: Where to multiply.
     :param seconds: Time to take.
-    :return: The best rate of a product of 1024 x 1024 matrices, in GFLOP/s.
+    :return: The best rate of a product of square matrices, 1024 x 1024 on a CPU and 8192 x 8192 elsewhere, in GFLOP/s.
     """
-    a, b = th.randn(1024, 1024), th.randn(1024, 1024)
+    size = 1024 if device == "cpu" else 8192
+    a, b = th.randn(size, size, device=device), th.randn(size, size, device=device)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        th.nn.functional.linear(a, b)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - start) / 1e9)
+        # An item waits for the device
+        th.nn.functional.linear(a, b)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
     return best
 
 
-def profile(settings: str, env_id: str, n_iterations: int) -> None:
+def profile(settings: str, env_id: str, n_iterations: int, device: str) -> None:
     """
     Measure and print.
 
     :param settings: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: Family.
     :param n_iterations: Number of iterations to measure.
+    :param device: Where the agent is trained.
     """
-    model: Any = make_model(settings, env_id, seed=0)
+    model: Any = make_model(settings, env_id, seed=0, device=device)
     rollout = model.n_steps * model.n_envs
     model.learn(rollout)
     clock = Clock()
@@ -115,7 +119,8 @@ def profile(settings: str, env_id: str, n_iterations: int) -> None:
     clock.seconds["the rest of learn"] = total - sum(clock.seconds.values())
     steps = n_iterations * rollout
     n_epochs = model._n_updates - n_updates
-    print(f"\n## {settings}.yml, {env_id}: {steps / total:,.0f} steps/s\n\n| | us per step | share |\n|---|---:|---:|")
+    print(f"\n## {settings}.yml, {env_id}, {device}: {steps / total:,.0f} steps/s\n")
+    print("| | us per step | share |\n|---|---:|---:|")
     for label, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"| {label} | {1e6 * seconds / steps:.1f} | {seconds / total:.1%} |")
     # Counting slows down, so it has an update of its own
@@ -124,7 +129,7 @@ def profile(settings: str, env_id: str, n_iterations: int) -> None:
     flops = counter.get_total_flops() * n_epochs / (model._n_updates - n_updates - n_epochs)
     rate = flops / update_seconds / 1e9
     with fast_linear():  # as `train` does
-        limit = sgemm_gflops()
+        limit = sgemm_gflops(device)
     print(f"\nupdate: {rate:.0f} GFLOP/s of {limit:.0f} by sgemm ({rate / limit:.0%})")
     model.env.close()
 
@@ -136,10 +141,13 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=files, default=["trmrl_paper", "trmrl"])
     parser.add_argument("--env", default="HalfCheetahVel-v0", help="a block of these files")
     parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
-    print(f"torch {th.__version__}, {th.get_num_threads()} threads; torch's own sgemm: {sgemm_gflops():.0f} GFLOP/s")
+    device = arguments.device
+    where = f"{th.get_num_threads()} threads" if device == "cpu" else th.cuda.get_device_name(device)
+    print(f"torch {th.__version__}, {where}; torch's own sgemm: {sgemm_gflops(device):.0f} GFLOP/s")
     for settings in arguments.settings:
-        profile(settings, arguments.env, arguments.iterations)
+        profile(settings, arguments.env, arguments.iterations, device)
 
 
 if __name__ == "__main__":
