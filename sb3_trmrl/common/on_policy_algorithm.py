@@ -573,7 +573,7 @@ def refuse_non_finite_gradients(optimizer: th.optim.Optimizer, args: Any, kwargs
     :raises FloatingPointError: if a gradient is not finite
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not th.isfinite(th.nn.utils.get_total_norm(gradients)):
+    if not th.isfinite(th.stack([gradient.sum() for gradient in gradients])).all():
         raise FloatingPointError(
             "A gradient is not finite; the step was refused and the weights are as they were before it. Lower learning_rate, "
             "set max_grad_norm (now perhaps infinite), or look for huge rewards or observations."

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import explained_variance
@@ -114,8 +115,7 @@ def train_in_two_phases(model: "TrMRLPPO", settings: TwoPhaseUpdate) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr
     clip_range = model.clip_range(model._current_progress_remaining)  # type: ignore[operator]
-    # Numbers stay on the device until the end: it would have to be waited for
-    log: dict[str, list[th.Tensor]] = {
+    log: dict[str, list[float]] = {
         key: [] for key in ("policy_gradient_loss", "entropy_loss", "approx_kl", "clip_fraction", "value_loss")
     }
 
@@ -132,11 +132,11 @@ def train_in_two_phases(model: "TrMRLPPO", settings: TwoPhaseUpdate) -> None:
             policy_loss = clipped_surrogate_loss(advantages, ratio, clip_range)
             entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
             with th.no_grad():
-                approx_kl = ((ratio - 1) - log_ratio).mean()
-                log["clip_fraction"].append(((ratio - 1).abs() > clip_range).float().mean())
-            log["policy_gradient_loss"].append(policy_loss.detach())
-            log["entropy_loss"].append(entropy_loss.detach())
+                approx_kl = ((ratio - 1) - log_ratio).mean().item()
+            log["policy_gradient_loss"].append(policy_loss.item())
+            log["entropy_loss"].append(entropy_loss.item())
             log["approx_kl"].append(approx_kl)
+            log["clip_fraction"].append(((ratio - 1).abs() > clip_range).float().mean().item())
             if model.target_kl is not None and approx_kl > 1.5 * model.target_kl:
                 continue_training = False
                 break
@@ -152,11 +152,11 @@ def train_in_two_phases(model: "TrMRLPPO", settings: TwoPhaseUpdate) -> None:
                 value_loss = (values - batch.returns).pow(2).mean()
             else:
                 value_loss = gaussian_nll(values, batch.returns, policy.value_log_std)
-            log["value_loss"].append(value_loss.detach())
+            log["value_loss"].append(value_loss.item())
             _optimize(model.value_optimizer, value_loss, model.max_grad_norm)
 
     for key, numbers in log.items():
-        model.logger.record(f"train/{key}", th.stack(numbers).double().mean().item())
+        model.logger.record(f"train/{key}", float(np.mean(numbers)))
     model.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
     model.logger.record("train/learning_rate", policy_lr)
     if hasattr(policy, "log_std"):
