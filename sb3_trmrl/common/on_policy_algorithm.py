@@ -20,7 +20,6 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_trmrl.common.arguments import check_flags, check_integers, is_number
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer, TrialSliceRolloutBuffer, WorkingMemoryRolloutBuffer
-from sb3_trmrl.common.distributions import refuse_non_finite_actions
 from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.save_util import PretrainedMixin
@@ -300,7 +299,6 @@ class MemoryPPO(PretrainedMixin, PPO):
         :param n_rollout_steps: Number of experiences to collect per environment
         :return: True if at least ``n_rollout_steps`` were collected, False if the callback terminated the rollout prematurely
         :raises ValueError: if the environment returns an observation or a reward that is not finite
-        :raises FloatingPointError: if an action is not finite
         """
         assert isinstance(rollout_buffer, MemoryRolloutBuffer), f"{rollout_buffer} does not hand out memories"
         # Switch to eval mode (this affects batch norm / dropout)
@@ -335,7 +333,6 @@ class MemoryPPO(PretrainedMixin, PPO):
                     obs_tensor, memory_starts = self._enter_memory(self._last_obs, self._last_episode_starts)
                     actions_tensor, values, log_probs, memory_state = self.policy(obs_tensor, memory_state, memory_starts)
                 actions = actions_tensor.cpu().numpy()
-                refuse_non_finite_actions(actions)
 
                 # Rescale and perform action
                 clipped_actions = actions

@@ -19,7 +19,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_trmrl.common.arguments import check_choice, check_flags
-from sb3_trmrl.common.distributions import refuse_non_finite_actions, unchecked_distributions
 from sb3_trmrl.common.heads import ActorCriticHeads
 from sb3_trmrl.common.normalization import ObservationNormalizer, ValueScale
 from sb3_trmrl.common.type_aliases import MemoryContext, MemoryWindows, TrialSlices
@@ -336,7 +335,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     # -- Acting ------------------------------------------------------------------------------------------------------
 
-    @unchecked_distributions()
     def forward(  # type: ignore[override]
         self,
         obs: PyTorchObs,
@@ -376,7 +374,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         tokens, _, critic_features, _ = self._remember(obs, memory_state, memory_starts)  # type: ignore[arg-type]
         return self._values(critic_features, tokens)
 
-    @unchecked_distributions()
     def get_distribution(  # type: ignore[override]
         self, obs: PyTorchObs, memory_state: MemoryState | None = None, memory_starts: th.Tensor | None = None
     ) -> tuple[Distribution, MemoryState]:
@@ -410,7 +407,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: Whether to take the mode of the action distribution
         :return: The action(s) and the memory state to hand back: numpy arrays whose first axis is the environment
         :raises ValueError: if shapes of observation, state and episode_start do not fit
-        :raises FloatingPointError: if an action is not finite
         """
         if self.training:  # or it would visit all modules at every step
             self.set_training_mode(False)
@@ -442,7 +438,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             distribution, memory_state = self.get_distribution(obs_tensor, memory_state, memory_starts)
             actions_tensor = distribution.get_actions(deterministic=deterministic)
         actions = actions_tensor.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc, arg-type]
-        refuse_non_finite_actions(actions)
         if isinstance(self.action_space, spaces.Box):
             if self.squash_output:
                 actions = self.unscale_action(actions)
@@ -454,7 +449,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     # -- Training ----------------------------------------------------------------------------------------------------
 
-    @unchecked_distributions()
     def evaluate_actions(  # type: ignore[override]
         self, obs: MemoryWindows | TrialSlices, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:

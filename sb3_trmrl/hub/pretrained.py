@@ -17,9 +17,9 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import FloatSchedule, check_for_correct_spaces, get_device
+from torch.distributions import Distribution
 from torch.nn.modules import module as module_hooks
 
-from sb3_trmrl.common.distributions import unchecked_distributions
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.common.versions import versions
 from sb3_trmrl.hub import training_state as state_io
@@ -478,17 +478,19 @@ def _building_at_most(n_tensors: int) -> Iterator[None]:
         if left < 0:
             raise WrongTensorsError(f"{CONFIG} describes a model of more tensors than the {n_tensors} in {WEIGHTS}.")
 
+    # gSDE draws a matrix when it is built, and torch looks whether its deviations are positive, which only real ones are
+    validate = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
     handles = [
         module_hooks.register_module_parameter_registration_hook(count),
         module_hooks.register_module_buffer_registration_hook(count),
     ]
     try:
-        # gSDE draws a matrix when it is built, and torch looks whether its deviations are positive, which only real ones are
-        with unchecked_distributions():
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()
+        Distribution.set_default_validate_args(validate)
 
 
 def _load_training_state(model: MemoryPPO, folder: Path) -> None:
