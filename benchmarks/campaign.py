@@ -126,9 +126,7 @@ def read_settings(file: str, env_id: str, changes: dict[str, Any] | None = None)
     return block
 
 
-def make_model(
-    file: str, env_id: str, seed: int, changes: dict[str, Any] | None = None, device: str = "cpu"
-) -> BaseAlgorithm:
+def make_model(file: str, env_id: str, seed: int, changes: dict[str, Any] | None = None, device: str = "cpu") -> BaseAlgorithm:
     """
     :param file: Name of a file in ``hyperparams/``, without suffix.
     :param env_id: Its block.
@@ -209,9 +207,7 @@ class Progress(BaseCallback):
         return self._before + time.perf_counter() - self._start
 
 
-def train(
-    agent: str, env_id: str, seed: int, timesteps: int, folder: Path, device: str
-) -> tuple[BaseAlgorithm, Progress]:
+def train(agent: str, env_id: str, seed: int, timesteps: int, folder: Path, device: str) -> tuple[BaseAlgorithm, Progress]:
     """
     :param agent: One of ``AGENTS``.
     :param env_id: The family.

@@ -4,12 +4,14 @@ import base64
 import datetime
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials
+from sb3_trmrl.common.logs import NoLogsError
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.references import References, load_references
 from sb3_trmrl.common.versions import versions
@@ -92,7 +94,10 @@ def write_report(
     if run.folder is not None:
         try:
             curves = learning_curves(run.folder)
-        except ValueError:  # a model without logs
+        except NoLogsError:
+            curves = {}
+        except ValueError as error:  # broken: the rest of the report is worth having
+            warnings.warn(f"The report has no learning curves: {error}", stacklevel=2)
             curves = {}
         if curves:
             caption = "Returns in the course of training. Bands: 10th to 90th percentile."

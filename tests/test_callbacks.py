@@ -269,3 +269,22 @@ def test_what_is_wrong_shows_when_training_starts():
     unregistered = make_model(DummyVecEnv([lambda: TrialWrapper(Counter(horizon=4))]))
     with pytest.raises(ValueError, match="needs env_id"):
         unregistered.learn(20, callback=MetaEvalCallback())
+
+
+def test_numpy_seeds_and_flags_that_are_words(tmp_path):
+    assert type(MetaEvalCallback(seed=np.int64(3)).seed) is int
+    with pytest.raises(ValueError, match="deterministic must be True or False"):
+        MetaEvalCallback(deterministic="False")
+    of_numpy = evaluate_adaptation(lambda obs: np.zeros((len(obs), 2)), "PointRobot-v0", 2, 1, seed=np.int64(3))
+    of_python = evaluate_adaptation(lambda obs: np.zeros((len(obs), 2)), "PointRobot-v0", 2, 1, seed=3)
+    np.testing.assert_array_equal(of_numpy.returns, of_python.returns)
+    assert of_numpy.settings == of_python.settings
+    assert make_meta_vec_env("PointRobot-v0", 2, seed=np.int64(1)).reset().shape[0] == 2
+
+
+def test_a_save_path_that_cannot_be_is_told_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    model = RL2PPO("RL2Policy", make_meta_vec_env("PointRobot-v0", 1, env_kwargs=dict(horizon=4)), n_steps=8, batch_size=8)
+    with pytest.raises(OSError, match="file"):
+        model.learn(8, callback=MetaEvalCallback(save_path=tmp_path / "file" / "below"))
+    assert model.num_timesteps == 0

@@ -260,3 +260,29 @@ def test_broken_logs(tmp_path):
     (tmp_path / "evaluations.npz").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match=r"evaluations\.npz is broken"):
         read_learning_curves(tmp_path)
+
+
+def test_logs_that_were_cut_off_or_continued(tmp_path):
+    path = tmp_path / "0.monitor.csv"
+    # A continued one begins anew with its times, without a start of its own; the last line was cut
+    path.write_text('#{"t_start": 100.0}\nr,l,t\n1,5,1.0\n2,5,3.0\n3,5,2.0\n4,5,2.5\n9,5')
+    (tmp_path / "1.monitor.csv").write_text("")
+    (tmp_path / "progress.csv").write_text("rollout/ep_rew_mean,time/total_timesteps\n1,10\n2,2")
+    curves = read_learning_curves(tmp_path)
+    assert curves["training"].returns[:, 0].tolist() == [1, 2, 3, 4]
+    assert curves["training (mean of 100 trials)"].timesteps.tolist() == [10]
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "returns"),
+    [(["a", "b"], np.ones((2, 3))), (np.ones((2, 2)), np.ones((2, 3))), (np.arange(6), np.ones((2, 3)))],
+)
+def test_evaluations_of_other_shapes(tmp_path, timesteps, returns):
+    np.savez(tmp_path / "evaluations.npz", timesteps=timesteps, results=returns)
+    with pytest.raises(ValueError, match="is broken, or no file of evaluations: timesteps and results must be numbers"):
+        read_learning_curves(tmp_path)
+
+
+def test_tasks_with_other_parameters():
+    with pytest.raises(ValueError, match="do not all have numbers of one shape for 'goal'"):
+        task_parameter(result_of(np.ones((2, 1)), [{"goal": 1.0}, {"velocity": 1.0}]))

@@ -1,6 +1,7 @@
 """ProcessVecEnv against DummyVecEnv of the same environments, bit for bit; its processes and how they fail."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -777,3 +778,58 @@ def test_metaworld_equals_dummy_vec_env_bit_for_bit() -> None:
     assert type(env) is ProcessVecEnv and isinstance(expected, DummyVecEnv)
     rng = np.random.default_rng(0)
     assert_equal_trials(expected, env, 90, lambda _: rng.uniform(-1, 1, (3, 4)).astype(np.float32))
+
+
+class Closes(Echo):
+    """Writes down that it was closed; the first one then fails."""
+
+    def __init__(self, folder: Path, index: int):
+        super().__init__()
+        self.folder, self.index = folder, index
+
+    def close(self) -> None:
+        (self.folder / str(self.index)).touch()
+        if self.index == 0:
+            raise RuntimeError("close broke")
+
+
+def test_an_environment_that_fails_to_close_keeps_none_open(tmp_path: Path) -> None:
+    env = ProcessVecEnv([partial(Closes, tmp_path, index) for index in range(4)], n_workers=2)
+    env.reset()
+    with pytest.warns(UserWarning, match="close broke"):
+        env.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3"]
+
+
+def test_a_copy_is_refused_and_changes_nothing() -> None:
+    env = ProcessVecEnv([Echo] * 3, n_workers=2)
+    env.reset()
+    with pytest.raises(TypeError, match="can't be copied or pickled"):
+        deepcopy(env)
+    gc.collect()
+    assert len(env.step(np.zeros((3, *env.action_space.shape), env.action_space.dtype))) == 4
+    env.close()
+
+
+class Unreadable:
+    """Can be pickled, and not made again."""
+
+    def __reduce__(self) -> Any:
+        return int, ("x",)
+
+
+class TellsUnreadable(Echo):
+    def unreadable(self, *_: Any) -> Unreadable:
+        return Unreadable()
+
+
+def test_what_cannot_be_unpickled_is_an_error_of_its_call_alone() -> None:
+    env = ProcessVecEnv([TellsUnreadable] * 2, n_workers=2)
+    env.reset()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="invalid literal"):
+            env.env_method("unreadable", indices=0)
+        with pytest.raises(ValueError, match="invalid literal"):
+            env.set_attr("thing", Unreadable(), indices=1)
+    assert env.get_attr("action_space") == [env.action_space] * 2
+    env.close()

@@ -484,6 +484,10 @@ def test_base_environment_without_tasks() -> None:
         (spaces.Discrete(3), 0.5, "action must be an integer.*got 0.5"),
         (spaces.MultiDiscrete([2, 3]), np.array([2, 0]), "action must be an element of MultiDiscrete"),
         (spaces.MultiBinary(2), np.array([1, 0, 1]), "action must be an element of MultiBinary"),
+        (spaces.MultiBinary(2), np.array([np.nan, 0.0]), "action must be an element of MultiBinary"),
+        (spaces.MultiBinary(2), np.array([0.7, 0.0]), "action must be an element of MultiBinary"),
+        (spaces.MultiBinary(2), np.array([256, 0]), "action must be an element of MultiBinary"),
+        (spaces.MultiDiscrete([3, 3]), np.array([1.9, 0.0]), "action must be an element of MultiDiscrete"),
     ],
 )
 def test_bad_actions(action_space: Any, action: Any, message: Any) -> None:

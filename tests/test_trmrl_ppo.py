@@ -901,3 +901,38 @@ def test_a_last_minibatch_of_one_step_makes_no_nan(attention, two_phase_update):
     model = make_model(env, n_steps=9, batch_size=4, memory=dict(attention=attention), two_phase_update=two_phase_update)
     model.learn(27)
     assert all(tensor.isfinite().all() for tensor in model.policy.parameters())
+
+
+@pytest.mark.parametrize("bad", [np.nan, 0.0])
+def test_rates_that_are_no_numbers(bad):
+    for settings in (
+        dict(two_phase_update=dict(value_learning_rate=bad)),
+        dict(two_phase_update=dict(value_learning_rate=1e-3, policy_decay=dict(start=0, end=5, factor=bad))),
+        dict(clip_range_vf=bad),
+    ):
+        with pytest.raises(ValueError, match="positive"):
+            make_model(counter_vec_env(1), **settings)
+
+
+def test_a_learning_rate_that_is_not_finite_is_refused():
+    model = make_model(counter_vec_env(1))
+    model.lr_schedule = lambda remaining: float("nan")
+    before = weights(model)
+    with pytest.raises(FloatingPointError, match="learning rate is not finite"):
+        model.learn(13)
+    assert all(th.equal(parameter, before[name]) for name, parameter in model.policy.named_parameters())
+
+
+def test_actions_of_an_integer_box_keep_their_probabilities(monkeypatch):
+    class Integers(NoisyForever):
+        action_space = gym.spaces.Box(-5, 5, (2,), np.int64)
+
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            return super().step(0)
+
+    model = make_model(DummyVecEnv([Integers]))
+    monkeypatch.setattr(model, "train", lambda: None)
+    model.learn(13)
+    batch = next(model.rollout_buffer.get())
+    _, log_prob, _ = model.policy.evaluate_actions(batch.observations, batch.actions)
+    th.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-4)

@@ -64,7 +64,9 @@ class MemoryRolloutBuffer(RolloutBuffer, ABC):
     def reset(self) -> None:
         """Empty the buffer, but keep the last ``context_length`` tokens as the context of what comes next."""
         self.set_context_state(self.context_state())
-        self.actions = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=self.action_space.dtype)
+        # Those of a Box as the policy gave them: rounded to integers they had other probabilities
+        dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
+        self.actions = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=dtype)
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs), dtype=np.float32))
         self.factor = 1.0

@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trmrl.common.arguments import check_integers
+from sb3_trmrl.common.arguments import check_flags, check_integers
 from sb3_trmrl.common.evaluation import (
     AdaptationResult,
     PredictsActions,
@@ -101,6 +101,7 @@ class MetaEvalCallback(BaseCallback):
         self.name = name
         check_integers(dict(eval_freq=eval_freq, n_tasks=n_tasks, n_episodes=n_episodes))
         check_integers(dict(seed=seed), least=0)
+        check_flags(dict(deterministic=deterministic))
         if taken := {"episodes_per_trial", "split", "tasks"} & set(env_kwargs or {}):
             raise ValueError(
                 f"env_kwargs must not hold {sorted(taken)}: MetaEvalCallback draws n_tasks tasks of its split, for "
@@ -109,7 +110,7 @@ class MetaEvalCallback(BaseCallback):
         self.eval_freq, self.n_tasks, self.n_episodes, self.split = eval_freq, n_tasks, n_episodes, split
         self.env_id, self.env_kwargs = env_id, env_kwargs or {}
         self._given_env = env_id, self.env_kwargs
-        self.deterministic, self.seed = deterministic, seed
+        self.deterministic, self.seed = deterministic, int(seed)  # gymnasium takes no NumPy integers
         self.save_path = None if save_path is None else Path(save_path)
         self.timesteps: list[int] = []
         self.results: list[AdaptationResult] = []
@@ -130,6 +131,8 @@ class MetaEvalCallback(BaseCallback):
         trials = make_trials(self.env_id, kwargs)
         check_spaces(self.model, trials)
         trials.close()
+        if self.save_path is not None:
+            self.save_path.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
         self._plan()

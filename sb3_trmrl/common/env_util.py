@@ -9,7 +9,7 @@ import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_trmrl.common.arguments import is_integer
+from sb3_trmrl.common.arguments import check_integers, is_integer
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
 from sb3_trmrl.common.vec_env.work_sharing import n_usable_cores
 from sb3_trmrl.envs.meta_env import Task
@@ -107,6 +107,9 @@ def make_meta_vec_env(
             raise ValueError(f"tasks must hold one task for each slot: got {len(tasks)} tasks for n_envs={n_envs}")
         if "tasks" in env_kwargs:
             raise ValueError("give either tasks (one for each slot) or env_kwargs['tasks'] (all for every slot), got both")
+    if seed is not None:
+        check_integers(dict(seed=seed), least=0)
+        seed = int(seed)  # gymnasium takes no NumPy integers
     vec_env = make_vec_env(
         _GymMake(env_id) if isinstance(env_id, str) else env_id,
         n_envs=n_envs,

@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 from tqdm import tqdm
 
-from sb3_trmrl.common.arguments import check_integers, is_integer
+from sb3_trmrl.common.arguments import check_flags, check_integers, is_integer
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
 from sb3_trmrl.common.npz import read_arrays
@@ -263,6 +263,9 @@ def evaluate_adaptation(
         other spaces
     """
     _check_arguments(n_tasks, n_episodes, env_kwargs, tasks, n_envs)
+    check_integers(dict(seed=seed), least=0)
+    check_flags(dict(deterministic=deterministic))
+    seed = int(seed)  # gymnasium takes no NumPy integers
     env_kwargs = dict(env_kwargs or {})
     settings = settings_of(env_id, env_kwargs, split if tasks is None else None, seed, deterministic)
     if is_meta_learning_agent(model):

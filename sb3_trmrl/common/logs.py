@@ -25,6 +25,10 @@ class LearningCurve:
     unit: str
 
 
+class NoLogsError(ValueError):
+    """A folder has no logs."""
+
+
 TRIAL, EPISODE, SUCCESS = "return of a trial", "return per episode", "success rate"
 
 
@@ -44,7 +48,8 @@ def read_learning_curves(
     :param evaluation_episodes_per_trial: Episodes of the trials of ``evaluations.npz``; ``episodes_per_trial`` if None
     :return: Curves by what they are: ``"training"``, ``"training (mean of 100 trials)"``, ``"evaluation"``,
         ``"held-out tasks"``, ``"success on held-out tasks"`` (over all tasks and episodes)
-    :raises ValueError: if there is none of these files, or one is broken
+    :raises NoLogsError: if there is none of these files
+    :raises ValueError: if one is broken. A last line of text that has no end was cut off, and is left out
     """
     folder = Path(folder)
     curves: dict[str, LearningCurve] = {}
@@ -61,7 +66,7 @@ def read_learning_curves(
             success = _read_evaluations(folder / "meta_evaluations.npz", "success", SUCCESS)
             curves["success on held-out tasks"] = replace(success, returns=success.returns.mean(axis=1, keepdims=True))
     if not curves:
-        raise ValueError(
+        raise NoLogsError(
             f"{folder} has no monitor.csv, progress.csv, evaluations.npz or meta_evaluations.npz with any returns: give the "
             "folder of one run, for example logs/trmrl/HalfCheetahVel-v0_1."
         )
@@ -72,15 +77,27 @@ def read_learning_curves(
     return curves
 
 
+def _whole_lines(path: Path) -> list[str]:
+    # A kill, or a full disk, cuts the last one
+    with path.open(encoding="utf-8", newline="") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
 def _read_monitors(paths: list[Path]) -> LearningCurve | None:
     # SB3's own reader (load_results) needs pandas and sorts by wall time: (time, length, return) of each trial
     rows: list[tuple[float, int, float]] = []
     for path in paths:
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                start = float(json.loads(file.readline().removeprefix("#"))["t_start"])
-                for row in csv.DictReader(file):
-                    rows.append((start + float(row["t"]), int(row["l"]), float(row["r"])))
+            head, *lines = _whole_lines(path) or [""]
+            if not lines:
+                continue
+            start, before = float(json.loads(head.removeprefix("#"))["t_start"]), 0.0
+            for row in csv.DictReader(lines):
+                seconds = float(row["t"])
+                if seconds < before:  # continued (override_existing=False), without a start of its own
+                    start += before
+                before = seconds
+                rows.append((start + seconds, int(row["l"]), float(row["r"])))
         except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
             raise ValueError(f"{path} is no monitor file, or it is broken: {error!r}") from error
     if not rows:
@@ -91,12 +108,11 @@ def _read_monitors(paths: list[Path]) -> LearningCurve | None:
 
 def _read_progress(path: Path) -> LearningCurve | None:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                (int(float(row["time/total_timesteps"])), float(row["rollout/ep_rew_mean"]))
-                for row in csv.DictReader(file)
-                if row.get("rollout/ep_rew_mean") and row.get("time/total_timesteps")
-            ]
+        rows = [
+            (int(float(row["time/total_timesteps"])), float(row["rollout/ep_rew_mean"]))
+            for row in csv.DictReader(_whole_lines(path))
+            if row.get("rollout/ep_rew_mean") and row.get("time/total_timesteps")
+        ]
     except (ValueError, OverflowError, csv.Error) as error:
         raise ValueError(f"{path} is no log of SB3, or it is broken: {error!r}") from error
     if not rows:
@@ -108,6 +124,11 @@ def _read_evaluations(path: Path, key: str, unit: str) -> LearningCurve:
     try:
         file = read_arrays(path)
         timesteps, returns = file["timesteps"], np.asarray(file[key], dtype=np.float64)
+        if timesteps.ndim != 1 or timesteps.dtype.kind not in "iuf" or len(returns) != len(timesteps) or returns.size == 0:
+            raise ValueError(
+                f"timesteps and {key} must be numbers, (n_evaluations,) and (n_evaluations, ...), got {timesteps.dtype} "
+                f"{timesteps.shape} and {returns.shape}"
+            )
         # (n_evaluations, ...) -> (n_evaluations, n_returns)
         return LearningCurve(timesteps, returns.reshape(len(timesteps), -1), unit)
     except (ValueError, KeyError, TypeError, OSError) as error:

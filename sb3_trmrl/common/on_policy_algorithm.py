@@ -1,6 +1,7 @@
 """SB3's PPO for policies with a memory: what TrMRLPPO and RL2PPO share."""
 
 import contextlib
+import math
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -267,7 +268,7 @@ class MemoryPPO(PretrainedMixin, PPO):
         )
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
-            if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
+            if isinstance(self.clip_range_vf, (float, int)) and not self.clip_range_vf > 0:
                 raise ValueError(f"clip_range_vf must be positive, got {self.clip_range_vf}: pass None to switch it off.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
 
@@ -567,9 +568,11 @@ def refuse_non_finite_gradients(optimizer: th.optim.Optimizer, args: Any, kwargs
     """
     A pre-hook of an optimizer's step: weights that are NaN can't be mended, a refused step can.
 
-    :raises FloatingPointError: if a gradient is not finite
+    :raises FloatingPointError: if a gradient or the learning rate is not finite
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
+        raise FloatingPointError("The learning rate is not finite; the step was refused: mend learning_rate or its schedule.")
     if not th.isfinite(th.stack([gradient.sum() for gradient in gradients])).all():
         raise FloatingPointError(
             "A gradient is not finite; the step was refused and the weights are as they were before it. Lower learning_rate, "

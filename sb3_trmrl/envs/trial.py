@@ -461,9 +461,11 @@ class TrialWrapper(gym.Env[Any, Any]):
             return index, one_hot
         # SB3 samples MultiBinary actions as floats
         array = np.asarray(action)
-        if array.dtype.kind not in "iubf" or array.shape != space.shape or not space.contains(array.astype(space.dtype)):
+        fits = array.dtype.kind in "iubf" and array.shape == space.shape and np.isfinite(array).all()
+        element = array.astype(space.dtype) if fits else None
+        if element is None or not np.array_equal(element, array) or not space.contains(element):
             raise ValueError(f"action must be an element of {space}, got {action!r}")
-        return array, np.asarray(spaces.utils.flatten(space, array.astype(space.dtype)), dtype=np.float32)
+        return element, np.asarray(spaces.utils.flatten(space, element), dtype=np.float32)
 
     def _choose_token(self) -> tuple[spaces.Space[Any], Callable[[Any, np.ndarray, float, float], Any]]:
         """:return: The observation space of the trial and the method that makes its elements."""

@@ -174,15 +174,19 @@ def model_card(
         f"# {algorithm}{on_env}",
         f"A meta-reinforcement-learning agent{on_env}, trained for {steps:,} steps with "
         f"{ALGORITHM_PAPERS.get(algorithm, algorithm)} of `sb3_trmrl`, for "
-        "[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3). On a task that it has never seen it finds out "
+        "[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3). Not told its task, it finds out "
         "within a few episodes what to do: its weights stay frozen, what adapts is its memory.",
     ]
     if adaptation is not None:
-        n_tasks = len(adaptation.tasks)
+        n_tasks, n_distinct = len(adaptation.tasks), len({str(task) for task in adaptation.tasks})
+        # Tasks repeat where the family has no more, which training has met then
+        what = f"One trial on each of {n_tasks} unseen tasks"
+        if n_distinct < n_tasks:
+            what = f"{n_tasks} trials of all {n_distinct} tasks, those of training"
         sections += [
             "## Adaptation",
-            f"One trial on each of {n_tasks} unseen tasks, frozen weights, deterministic actions. `mean_reward` in the "
-            "metadata is the return of the whole trial.",
+            f"{what}, frozen weights, deterministic actions. `mean_reward` in the metadata is "
+            "the return of the whole trial.",
             adaptation_markdown(adaptation),
             f"![Return against the episode of the trial]({PICTURE})",
         ]

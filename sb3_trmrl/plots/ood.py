@@ -40,7 +40,10 @@ def task_parameter(result: AdaptationResult, parameter: str | None = None) -> tu
     for name in first:
         if isinstance(first[name], str):
             continue
-        values = np.array([np.ravel(task[name]) for task in result.tasks], dtype=np.float64)
+        try:
+            values = np.array([np.ravel(task[name]) for task in result.tasks], dtype=np.float64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the tasks do not all have numbers of one shape for {name!r}: {error!r}.") from error
         for index in range(values.shape[1]):
             entries[name if values.shape[1] == 1 else f"{name}[{index}]"] = values[:, index]
         if values.shape[1] == 2:

@@ -33,7 +33,7 @@ class LogLinearDecay:
             raise ValueError(
                 f"The decay must start at or after iteration 0 and end later, got start={self.start}, end={self.end}."
             )
-        if self.factor <= 0:
+        if not self.factor > 0:
             raise ValueError(f"factor of the learning-rate decay must be positive, got {self.factor}.")
 
     def __call__(self, iteration: int) -> float:
@@ -62,7 +62,7 @@ class TwoPhaseUpdate:
     value_decay: LogLinearDecay | None = None
 
     def __post_init__(self) -> None:
-        if self.value_learning_rate <= 0:
+        if not self.value_learning_rate > 0:
             raise ValueError(f"value_learning_rate must be positive, got {self.value_learning_rate}.")
         for name in ("policy_decay", "value_decay"):
             decay = getattr(self, name)

@@ -88,6 +88,8 @@ def make_references(
         raise ValueError(f"agents must be some of {list(AGENTS)}, got {list(agents)}.")
     if len(seeds) == 0:
         raise ValueError("seeds must hold at least one seed, got none.")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds must differ and be at least 0, got {list(seeds)}.")
     check_integers(dict(n_tasks=n_tasks, n_episodes=n_episodes, timesteps=1 if timesteps is None else timesteps))
     module, _, env_id = env_id.rpartition(":")  # as in gym.make: a module to import before
     if module:

@@ -239,9 +239,13 @@ class EnvWorker:
         if not self._answer(self._build, env_fns):
             return
         while True:
-            command, *arguments = pickle.loads(self._connection.recv_bytes())
-            done = self._answer(getattr(self, f"_{command}"), *arguments)
-            if command == "close" and done:
+            message = self._connection.recv_bytes()
+            try:
+                command, *arguments = pickle.loads(message)
+            except Exception as error:  # an argument that can be pickled, but not made again
+                command, arguments = "refuse", [error]
+            self._answer(getattr(self, f"_{command}"), *arguments)
+            if command == "close":
                 return
 
     def _answer(self, do: Callable[..., Any], *arguments: Any) -> bool:
@@ -344,10 +348,19 @@ class EnvWorker:
     def _is_wrapped(self, slots: list[int], wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]]) -> list[bool]:
         return [is_wrapped(env, wrapper_class) for _, env in self._slots(slots)]
 
+    def _refuse(self, error: Exception) -> None:
+        raise error
+
     def _close(self) -> None:
         envs, self._envs = self._envs, []
+        errors = []
         for env in envs:
-            env.close()
+            try:
+                env.close()
+            except Exception as error:  # the others are to be closed, too
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def release(self) -> None:
         """Close what is still open, when there is nobody left to tell about errors."""

@@ -196,14 +196,17 @@ class WorkerHandle:
         self._require_in_step()
         try:
             self._out_of_step = True
-            reply = pickle.loads(self.connection.recv_bytes())
-            if isinstance(reply, Events):
-                self.layouts += reply.layouts
-            if reply != BUILT:
-                self.n_pending -= 1
+            message = self.connection.recv_bytes()
+            self.n_pending -= 1
             self._out_of_step = False
         except (EOFError, OSError):
             raise self.death() from None
+        # Behind the count: what can't be made again here is an error of this reply alone
+        reply = pickle.loads(message)
+        if isinstance(reply, Events):
+            self.layouts += reply.layouts
+        if isinstance(reply, str) and reply == BUILT:  # another one follows
+            self.n_pending += 1
         return reply
 
     def _require_in_step(self) -> None:
@@ -246,7 +249,7 @@ class WorkerHandle:
         :param until: When patience ends, by ``time.monotonic()``.
         """
         if not self._out_of_step:
-            with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+            with contextlib.suppress(Exception):
                 # Replies are read, since a process that can't get rid of one does not end
                 while self.connection.poll(max(0.0, until - time.monotonic())):
                     reply = pickle.loads(self.connection.recv_bytes())
@@ -522,6 +525,12 @@ class ProcessVecEnv(VecEnv):
 
     def _observations(self) -> VecEnvObs:
         return dict_to_obs(self.observation_space, deepcopy(self._arrays.observations))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Half a copy would close the connections of this one
+        raise TypeError(
+            "ProcessVecEnv can't be copied or pickled, its environments are in processes of their own; use DummyVecEnv"
+        )
 
     # ---- the rest of SB3's interface -----------------------------------------------------------------------------------
 
