@@ -925,10 +925,10 @@ def test_a_learning_rate_that_is_not_finite_is_refused():
 
 def test_actions_of_an_integer_box_keep_their_probabilities(monkeypatch):
     class Integers(NoisyForever):
-        action_space = gym.spaces.Box(-5, 5, (2,), np.int64)
+        action_space: Any = gym.spaces.Box(-5, 5, (2,), np.int64)
 
         def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-            return super().step(0)
+            return super().step(np.int64(0))
 
     model = make_model(DummyVecEnv([Integers]))
     monkeypatch.setattr(model, "train", lambda: None)
