@@ -56,7 +56,7 @@ def main() -> None:
     print(f"Meta-training on {ENV_ID} for {args.timesteps:,} steps ...")
     start = time.perf_counter()
     model.learn(args.timesteps, progress_bar=True)
-    print(f"Trained in {time.perf_counter() - start:.0f} s. Testing: 10 trials in each direction, 6 episodes each, weights frozen ...")
+    print(f"Trained in {time.perf_counter() - start:.0f} s. Testing: 10 trials per direction, 6 episodes, weights frozen ...")
 
     agent = evaluate_adaptation(model, ENV_ID, n_tasks=20, n_episodes=6, split="test", seed=args.seed)
     references = load_references(agent)

@@ -819,6 +819,9 @@ class Unreadable:
 
 
 class TellsUnreadable(Echo):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2), 0.0, False, False, {"thing": Unreadable()}
+
     def unreadable(self, *_: Any) -> Unreadable:
         return Unreadable()
 
@@ -832,4 +835,8 @@ def test_what_cannot_be_unpickled_is_an_error_of_its_call_alone() -> None:
         with pytest.raises(ValueError, match="invalid literal"):
             env.set_attr("thing", Unreadable(), indices=1)
     assert env.get_attr("action_space") == [env.action_space] * 2
+    # A step's reply tells how further infos are read
+    for error in (ValueError, RuntimeError):
+        with pytest.raises(error):
+            env.step(np.zeros((2, 2), np.float32))
     env.close()

@@ -202,7 +202,12 @@ class WorkerHandle:
         except (EOFError, OSError):
             raise self.death() from None
         # Behind the count: what can't be made again here is an error of this reply alone
-        reply = pickle.loads(message)
+        try:
+            reply = pickle.loads(message)
+        except Exception:
+            # But with a step's, layouts can be lost by which further infos are read
+            self._out_of_step = self._doing == "it did step()"
+            raise
         if isinstance(reply, Events):
             self.layouts += reply.layouts
         if isinstance(reply, str) and reply == BUILT:  # another one follows
