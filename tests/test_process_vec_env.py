@@ -831,7 +831,7 @@ def test_what_cannot_be_unpickled_is_an_error_of_its_call_alone() -> None:
     env.reset()
     for _ in range(2):
         with pytest.raises(ValueError, match="invalid literal"):
-            env.env_method("unreadable", indices=0)
+            env.env_method("unreadable")
         with pytest.raises(ValueError, match="invalid literal"):
             env.set_attr("thing", Unreadable(), indices=1)
     assert env.get_attr("action_space") == [env.action_space] * 2

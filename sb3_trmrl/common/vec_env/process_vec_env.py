@@ -240,7 +240,12 @@ class WorkerHandle:
         while self.n_pending:
             self.wait()
             with _whole():
-                self.receive()
+                try:
+                    self.receive()
+                except RuntimeError:  # it died
+                    raise
+                except Exception:  # it could not be unpickled, and who asked for it has gone
+                    continue
 
     def ask_to_close(self) -> None:
         """Ask the process to close its environments and end, if it can hear."""
