@@ -347,6 +347,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=Path("runs/campaign"), help="for checkpoints and trained agents")
     arguments = parser.parse_args()
+    if arguments.device != "cpu" and arguments.results == RESULTS:
+        parser.error(f"argument --device: runs on {arguments.device} belong into --results of their own")
     timesteps = arguments.timesteps
     # A training ends with the iteration in which it has enough: of at most 20,000 steps
     done = {

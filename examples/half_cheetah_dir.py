@@ -30,6 +30,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("half_cheetah_dir.png"), help="where the picture goes")
     args = parser.parse_args()
+    # What is wrong with it shows before the training
+    if args.timesteps < 1:
+        parser.error(f"argument --timesteps: must be at least 1, got {args.timesteps}")
+    if args.output.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"argument --output: must end in .png, .svg or .pdf, got {args.output}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
 
     # The matrices are too small to be shared between threads
     th.set_num_threads(1)

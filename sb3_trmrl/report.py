@@ -68,11 +68,13 @@ def write_report(
     :param env_kwargs: Keywords of the environment, beside those of the run
     :param command: How the report was made, for its foot
     :param progress_bar: Show progress bars
-    :raises ValueError: for another ending, a run whose environment is unknown, and as ``evaluate_adaptation``
+    :raises ValueError: for another ending, no split, a run whose environment is unknown, and as ``evaluate_adaptation``
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"a report's path must end in .html, got {str(path)!r}.")
+    if splits is not None and not splits:
+        raise ValueError(f"splits must name at least one, got {splits!r}; None takes all that the family has.")
     if run.env_id is None:
         raise ValueError("the run does not tell its environment: give the id (--env).")
     kwargs = {**run.playing_kwargs, **(env_kwargs or {})}

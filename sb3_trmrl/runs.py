@@ -95,6 +95,8 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
     path = existing_folder(Path(source))
     if path.is_dir() and not (path / "config.json").exists():
         return _from_log_folder(path, algo, env_id, device)
+    if path.is_file() and path.name in ("config.json", "model.safetensors"):
+        raise ValueError(f"{path} is part of a saved model: give its folder, {path.parent}.")
     if path.is_file():
         args = _read_yaml(path.parent / path.stem / "args.yml") or _read(path.parent, "args.yml")
         _check_no_wrappers(path.parent)

@@ -112,13 +112,16 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     model.num_timesteps = 80
     model.learn(40, callback=callback, reset_num_timesteps=False)
     assert callback.timesteps == saved()[0] == [40, 80, 120]
-    # Other tasks, other keywords are no continuation
-    model.learn(40, callback=evaluating(seed=1), reset_num_timesteps=False)
-    assert saved()[0] == [160]
-    model.learn(40, callback=evaluating(seed=1, env_kwargs=dict(horizon=6)), reset_num_timesteps=False)
-    assert saved()[0] == [200]
-    model.learn(40, callback=evaluating(seed=1, env_kwargs=dict(horizon=6), n_tasks=3), reset_num_timesteps=False)
-    assert saved()[0] == [240]
+    # Other tasks, other keywords are no continuation, and nothing of what is there is lost
+    others: list[tuple[dict[str, Any], str]] = [
+        (dict(seed=1), "seed was 0 and is 1"),
+        (dict(env_kwargs=dict(horizon=6)), "env_kwargs was {'horizon': 5} and is {'horizon': 6}"),
+        (dict(n_tasks=3, n_episodes=1), "n_episodes was 2 and is 1, n_tasks was 2 and is 3"),
+    ]
+    for kwargs, told in others:
+        with pytest.raises(ValueError, match=rf"other settings \({told}\), .* another save_path"):
+            model.learn(40, callback=evaluating(**kwargs), reset_num_timesteps=False)
+        assert saved()[0] == [40, 80, 120] and model.num_timesteps == 120
     # Another training with the same callback is evaluated as it was trained
     other = make_model(make_meta_vec_env(ENV_ID, n_envs=2, seed=0, env_kwargs=dict(horizon=9)))
     other.learn(40, callback=callback)

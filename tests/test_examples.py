@@ -26,6 +26,17 @@ def test_example(tmp_path, example, timesteps):
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("example", ["quickstart.py", "half_cheetah_dir.py"])
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [("--output", "curve", "must end in .png, .svg or .pdf, got curve"), ("--timesteps", "0", "must be at least 1, got 0")],
+)
+def test_what_is_wrong_shows_before_the_training(tmp_path, example, option, value, told):
+    command = [sys.executable, str(ROOT / "examples" / example), option, value]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and f"argument {option}: {told}" in result.stderr and not result.stdout
+
+
 @pytest.mark.slow
 def test_custom_memory_encoder(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "custom_memory_encoder.py"), "--timesteps", "1600", "--seed", "3"]

@@ -422,6 +422,9 @@ def test_a_zip_of_sb3_can_be_pushed(hub: FakeHub, tmp_path: Path, command: Calla
     assert (config["environment"]["id"], config["training"]["num_timesteps"]) == ("PointRobot-v0", 80)
     _, out, _ = command("info", REPO)
     assert re.search(r"resumes +with fresh trials\n", out)
+    trained().save_pretrained(tmp_path / "folder")
+    code, _, err = command("push", "folder", REPO, "--env", "MetaBandit-v0")
+    assert code == 1 and "--algo and --env are of a zip file; folder tells its own" in err
 
 
 def test_info_of_weights_that_were_loaded_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

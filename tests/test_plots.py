@@ -57,6 +57,15 @@ def test_adaptation_curve_has_the_means_the_bands_and_the_references():
     assert band[:, 1].min() == 0.0 and band[:, 1].max() == 6.0
 
 
+def test_a_single_episode_is_a_point_with_its_interval():
+    axes: Any = new_figure().subplots()
+    draw_adaptation_curve(axes, {"first": result_of([[0.0], [2.0]]), "second": result_of([[3.0], [5.0]])}, {"oracle": 9.0})
+    lines = lines_of(axes)
+    assert [lines[name].get_xdata()[0] for name in ("first", "second")] == pytest.approx([0.96, 1.04])
+    first, second = (collection.get_segments()[0][:, 1].tolist() for collection in axes.collections)
+    assert first == [0.0, 2.0] and second == [3.0, 5.0] and axes.get_xlim() == (0.5, 1.5)
+
+
 def test_several_runs_are_one_line():
     axes: Any = new_figure().subplots()
     draw_adaptation_curve(axes, {"agent": [result_of([[0.0, 2.0]]), result_of([[2.0, 6.0]])]})
@@ -124,6 +133,13 @@ def test_a_result_imports_nothing(tmp_path, monkeypatch):
     result = result_of(np.zeros((1, 1)), env_id="module_of_a_file:PointRobot-v0", env_kwargs={})
     assert training_range(result) is None
     assert load_references(result) is None
+
+
+def test_attention_that_was_not_recorded():
+    inspection = inspection_of()
+    none = Inspection(inspection.result, inspection.embeddings, inspection.attention[:, :0])
+    with pytest.raises(ValueError, match="no attention was recorded: inspect with n_attention of at least 1"):
+        attention_figure(none)
 
 
 def test_attention_is_drawn_where_it_is():

@@ -112,6 +112,11 @@ def test_what_there_is_of_other_models(tmp_path, kind, expected):
     assert "Adaptation curve on test tasks" in pictures and "Adaptation curve on ood tasks" not in pictures
 
 
+def test_no_split_is_none(tmp_path):
+    with pytest.raises(ValueError, match=r"splits must name at least one, got \[\]"):
+        write_report(make_run("ppo"), tmp_path / "report.html", splits=[])
+
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,11 +46,16 @@ def check_outputs(paths: Sequence[Path], endings: Sequence[str]) -> None:
     """
     :param paths: Where output is to go.
     :param endings: Which endings there are.
-    :raises ValueError: On another ending, before minutes of work.
+    :raises ValueError: On another ending and where no file can be, before minutes of work.
     """
     for path in paths:
         if path.suffix.lower() not in endings:
             raise ValueError(f"--output must end in one of {', '.join(endings)}, got {str(path)!r}.")
+        if path.is_dir():
+            raise ValueError(f"--output must name a file, and {str(path)!r} is a folder.")
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise ValueError(f"--output can't be written to {str(path)!r}: {str(above)!r} is no folder that you may write to.")
 
 
 def environment_of(run: Run, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:

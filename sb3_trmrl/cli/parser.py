@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ class KeyValues(argparse.Action):
 
 def _device(name: str) -> str:
     try:
-        return name if name == "auto" else str(th.device(name))
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{name!r} is none: cpu, cuda, cuda:1 or auto") from error
+        if name != "auto":
+            th.empty(1, device=name).item()  # SB3 would take the CPU instead of a GPU that is not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = textwrap.shorten(str(error), 90, placeholder=" ...")
+        raise argparse.ArgumentTypeError(f"{name!r} is none here ({reason}): cpu, cuda, cuda:1 or auto") from error
+    return name
 
 
 def add_gym_packages(parser: argparse._ActionsContainer) -> None:

@@ -80,7 +80,8 @@ class MetaEvalCallback(BaseCallback):
     :param verbose: 1 tells of new best models
     :param name: What stands for ``meta_eval`` in the log: several callbacks need several names. In RL Zoo, one with another
         name keeps its files in a folder of that name
-    :raises ValueError: for a bad number or keyword; when training starts, for an environment without trials, an unknown split
+    :raises ValueError: for a bad number or keyword; when training starts, for an environment without trials, an unknown split,
+        and if a continued training finds evaluations with other settings in ``save_path``
     """
 
     def __init__(
@@ -196,8 +197,14 @@ class MetaEvalCallback(BaseCallback):
             settings, tasks = str(arrays["settings"]), [json.loads(task) for task in arrays["tasks"]]
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is no file of a MetaEvalCallback, or it is broken ({error!r}): move it away.") from error
-        if settings != self._settings() or arrays["returns"].shape[1:] != (self.n_tasks, self.n_episodes):
-            return
+        was = {**json.loads(settings), "n_tasks": arrays["returns"].shape[1], "n_episodes": arrays["returns"].shape[2]}
+        now = {**json.loads(self._settings()), "n_tasks": self.n_tasks, "n_episodes": self.n_episodes}
+        if differing := {key: (was.get(key), now.get(key)) for key in was.keys() | now.keys() if was.get(key) != now.get(key)}:
+            told = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in sorted(differing.items()))
+            raise ValueError(
+                f"{path} holds evaluations of this training with other settings ({told}), which can't be compared: use these, "
+                "or give the callback another save_path."
+            )
         self.timesteps = arrays["timesteps"].tolist()
         for row in range(len(self.timesteps)):
             success = arrays["success"][row] if "success" in arrays else None

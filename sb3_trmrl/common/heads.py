@@ -6,6 +6,8 @@ import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 
+from sb3_trmrl.common.arguments import check_integers
+
 
 class MlpHead(nn.Module):
     """
@@ -57,8 +59,8 @@ class HypernetworkHead(nn.Module):
         super().__init__()
         if not sizes:
             raise ValueError(
-                "head='hypernetwork' generates hidden layers, and net_arch has none: name at least one size, for example "
-                "net_arch=[64]."
+                "head='hypernetwork' generates hidden layers, and net_arch has none, of actor or critic: name at least one "
+                "size of each, for example net_arch=[64]."
             )
         self.activation = activation_fn()
         self.shapes = list(zip(sizes, [token_dim, *sizes[:-1]], strict=True))
@@ -103,7 +105,7 @@ class ActorCriticHeads(nn.Module):
     :param head_input: What ``"mlp"`` heads see: ``"latest"`` features or ``"mixed"`` features and token
     :param memoryless_critic: Whether the critic sees the token only
     :param ortho_init: Initialisation of generated layers
-    :raises ValueError: for another ``net_arch``
+    :raises ValueError: for another ``net_arch``, a size that is none
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class ActorCriticHeads(nn.Module):
         arch = net_arch if isinstance(net_arch, dict) else dict(pi=net_arch, vf=net_arch)
         if set(arch) - {"pi", "vf"}:
             raise ValueError(f"net_arch must be a list of sizes or a dict with the keys 'pi' and 'vf', got {net_arch}.")
+        for sizes in arch.values():
+            check_integers({f"net_arch[{index}]": size for index, size in enumerate(sizes)})
 
         def make(sizes: list[int]) -> MlpHead | HypernetworkHead:
             if head == "hypernetwork":

@@ -119,6 +119,13 @@ class MemoryPPO(PretrainedMixin, PPO):
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
             if not is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f"{name} must be a number in [0, 1], got {value!r}.")
+        limits = [("max_grad_norm", max_grad_norm, 'float("inf")')]
+        limits += [] if callable(clip_range) else [("clip_range", clip_range, 'float("inf")')]
+        limits += [] if target_kl is None else [("target_kl", target_kl, "None")]
+        for name, value, no_limit in limits:
+            if not is_number(value) or not value > 0:
+                raise ValueError(f"{name} must be a positive number, got {value!r}: pass {no_limit} for no limit.")
+        check_integers(dict(stats_window_size=stats_window_size))
         check_flags(dict(bootstrap_trial_end=bootstrap_trial_end, bootstrap_episode_end=bootstrap_episode_end))
         if n_steps is None:
             n_envs = env.num_envs if isinstance(env, VecEnv) else 1

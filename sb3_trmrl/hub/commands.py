@@ -73,6 +73,8 @@ def _hub_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _push(args: argparse.Namespace) -> None:
+    if not args.folder.is_file() and (args.algo or args.env):
+        raise PretrainedError(f"--algo and --env are of a zip file; {args.folder} tells its own.")
     model = _load_zip(args) if args.folder.is_file() else load(args.folder, device="cpu")
     address = model.push_to_hub(
         args.repo_id,

@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trmrl.common.arguments import check_integers
+from sb3_trmrl.common.arguments import check_integers, is_number
 from sb3_trmrl.memory_encoders.attention import QUERY_BLOCK, check_heads, n_cache_slots, newest_in_slots, next_slots, remember
 from sb3_trmrl.memory_encoders.base import MemoryEncoder, MemoryState, oldest_first
 from sb3_trmrl.memory_encoders.positional_encoding import sinusoidal_encoding
@@ -295,6 +295,8 @@ class GTrXLEncoder(MemoryEncoder):
         sizes["segment_length"] = 1 if segment_length is None else segment_length
         check_integers(sizes)
         check_heads(embed_dim, n_heads)
+        if not is_number(gate_bias) or not math.isfinite(gate_bias):
+            raise ValueError(f"gate_bias must be a finite number, got {gate_bias!r}.")
         super().__init__(token_dim, features_dim=embed_dim, context_length=n_layers * (memory_length - 1))
         self.n_heads, self.memory_length, self.segment_length = n_heads, memory_length, segment_length
         self.embedding = nn.Linear(token_dim, embed_dim)

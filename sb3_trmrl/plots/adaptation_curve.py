@@ -45,9 +45,15 @@ def draw_adaptation_curve(
         color, linestyle, marker = agent_style(index)
         own = episodes[: returns.shape[2]]
         lower, upper = curve_interval(returns)
-        axes.fill_between(own, lower, upper, color=color, alpha=0.18, linewidth=0)
         mean = returns.mean(axis=(0, 1))
+        if n_episodes == 1:  # points beside each other; an area would have no width
+            own = own + 0.08 * (index - (len(curves) - 1) / 2)
+            axes.errorbar(own, mean, (mean - lower, upper - mean), color=color, linewidth=2, capsize=4)
+        else:
+            axes.fill_between(own, lower, upper, color=color, alpha=0.18, linewidth=0)
         axes.plot(own, mean, color=color, linestyle=linestyle, marker=marker, linewidth=2, label=legend_label(name))
+    if n_episodes == 1:
+        axes.set_xlim(0.5, 1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axes, "episode of the trial", "return", title)
 

@@ -28,6 +28,8 @@ def attention_figure(inspection: Inspection, task: int = 0, title: str = "") -> 
     n_layers, n_inspected, n_heads = inspection.attention.shape[:3]
     if n_layers == 0:
         raise ValueError("this memory has no attention (GRU and LSTM have none): look at its embeddings.")
+    if n_inspected == 0:
+        raise ValueError("no attention was recorded: inspect with n_attention of at least 1 (--n-attention).")
     if not 0 <= task < n_inspected:
         raise ValueError(f"task must be in [0, {n_inspected - 1}], whose attention was recorded, got {task}.")
     figure = new_figure(2.2 * n_heads + 1.2, 2.2 * n_layers + 0.6)
