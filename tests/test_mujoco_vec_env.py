@@ -519,6 +519,20 @@ def test_the_default_of_make_meta_vec_env() -> None:
     assert type(make_meta_vec_env(CHEETAH, vec_env_cls=DummyVecEnv)) is DummyVecEnv
 
 
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, MujocoVecEnv])
+def test_a_trial_that_was_ended_by_hand_needs_a_reset(vec_env_cls: Any) -> None:
+    env: Any = make_meta_vec_env(CHEETAH, 2, 0, env_kwargs=dict(episodes_per_trial=1, horizon=3), vec_env_cls=vec_env_cls)
+    env.reset()
+    env.step(random_actions(env))
+    assert [env.env_method("step", np.zeros(6), indices=1)[0][3] for _ in range(2)] == [False, True]
+    with pytest.raises(
+        (gym.error.ResetNeeded, RuntimeError), match="needs (a )?reset"
+    ):  # SB3's Monitor has an error of its own
+        env.step(random_actions(env))
+    env.reset()
+    env.step(random_actions(env))
+
+
 def test_bad_actions() -> None:
     env = make(n_envs=2)
     with pytest.raises(gym.error.ResetNeeded, match="reset"):

@@ -289,6 +289,7 @@ class MujocoVecEnv(VecEnv):
         # The running episode of each slot
         self._episode_lengths = np.zeros(n_envs, np.int64)
         self._episode_returns = np.zeros(n_envs)
+        self._runs = np.zeros(n_envs, bool)
         self._tasks = {name: np.zeros((n_envs, *shape)) for name, shape in self._family.task_shapes.items()}
         # The last rewards of all slots, as a ring that is long enough for a trial
         self._reward_log = np.zeros((self._family.horizon * first.trial.episodes_per_trial, n_envs))
@@ -344,10 +345,12 @@ class MujocoVecEnv(VecEnv):
 
         :return: Tokens ``(n_envs, token_size)``, rewards ``(n_envs,)`` float32, dones ``(n_envs,)`` bool, infos.
         :raises ValueError: On actions that are not finite or do not fit.
+        :raises gymnasium.error.ResetNeeded: Before :meth:`reset`, and after ``env_method("step")`` to the end of a trial.
         """
         self._require_open()
-        if not self._started:
-            raise gym.error.ResetNeeded("MujocoVecEnv.step() needs a reset() first: no trial is running")
+        if not self._runs.all():
+            index = int(np.argmin(self._runs))
+            raise gym.error.ResetNeeded(f"MujocoVecEnv.step() needs a reset() first: no trial is running in slot {index}")
         family, physics = self._family, self._physics
         actions = self._clip_actions()
         wide_actions = actions.astype(np.float64)
@@ -485,7 +488,8 @@ class MujocoVecEnv(VecEnv):
     def _load(self, index: int) -> None:
         """Take over everything from a slot's environment that may have been stepped or reset by itself."""
         self._load_state(index)
-        monitor = self._slots[index].monitor
+        _, monitor, trial, _ = self._slots[index]
+        self._runs[index] = trial._running
         if monitor is not None:
             rows = np.arange(self._n_steps - len(monitor.rewards), self._n_steps)
             self._reward_log[rows % len(self._reward_log), index] = monitor.rewards
