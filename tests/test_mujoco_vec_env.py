@@ -525,9 +525,8 @@ def test_a_trial_that_was_ended_by_hand_needs_a_reset(vec_env_cls: Any) -> None:
     env.reset()
     env.step(random_actions(env))
     assert [env.env_method("step", np.zeros(6), indices=1)[0][3] for _ in range(2)] == [False, True]
-    with pytest.raises(
-        (gym.error.ResetNeeded, RuntimeError), match="needs (a )?reset"
-    ):  # SB3's Monitor has an error of its own
+    # SB3's Monitor has an error of its own
+    with pytest.raises((gym.error.ResetNeeded, RuntimeError), match=r"needs (a )?reset"):
         env.step(random_actions(env))
     env.reset()
     env.step(random_actions(env))
