@@ -37,6 +37,12 @@ _ZooLoader.add_constructor(
 )
 
 
+_ZooLoader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),  # type: ignore[arg-type]
+)
+
+
 @dataclass(frozen=True)
 class Run:
     """

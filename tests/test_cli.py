@@ -220,6 +220,14 @@ def test_statistics_of_rewards_alone_change_nothing(normalized_run):
         load_run(normalized_run)
 
 
+def test_tuples_of_the_command_line(capsys, zoo_folder, tmp_path):
+    run_folder = shutil.copytree(zoo_folder / f"{ENV}_1", tmp_path / f"{ENV}_1")
+    args = dict(algo="trmrl", env=ENV, hyperparams=dict(policy_kwargs=dict(optimizer_kwargs=dict(betas=(0.9, 0.95)))))
+    (run_folder / ENV / "args.yml").write_text(yaml.dump(args))  # as the zoo
+    assert "python/tuple" in (run_folder / ENV / "args.yml").read_text()
+    assert run("evaluate", run_folder, *FEW) == 0
+
+
 def test_names_with_a_slash_are_found_as_the_zoo_writes_them(normalized_run):
     (normalized_run / ENV / "args.yml").write_text(yaml.safe_dump(dict(algo="ppo", env="lab/Thermo-v0")))
     final, best = normalized_run / f"{ENV}.zip", normalized_run / "best_model.zip"
@@ -253,6 +261,9 @@ def test_yaml_of_a_log_folder_runs_nothing(tmp_path, zoo_folder):
     with pytest.raises(ValueError, match="can't be read"):
         load_run(folder)
     assert not (tmp_path / "made").exists()
+    (folder / "x" / "args.yml").write_text("algo: trmrl\nbetas: !!python/tuple [0.9, !!python/object/apply:os.mkdir [x]]")
+    with pytest.raises(ValueError, match="can't be read"):
+        load_run(folder)
     (folder / "x" / "args.yml").write_text("!!python/object/apply:collections.OrderedDict []")
     with pytest.raises(ValueError, match="can't be read"):
         load_run(folder)

@@ -698,3 +698,14 @@ print("went on")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "went on\n"
+
+
+@pytest.mark.parametrize("values", [([1.0], [10.0]), (None, -1.0), (-1.0, None)])
+def test_slots_with_other_lists_or_none_are_refused(values: Any) -> None:
+    class Weighted(HalfCheetahVel):
+        def __init__(self, weights: Any):
+            super().__init__()
+            self.weights = weights
+
+    with pytest.raises(ValueError, match="all slots must have the same weights"):
+        MujocoVecEnv([partial(lambda value: TrialWrapper(Weighted(value)), value) for value in values])

@@ -28,14 +28,23 @@ from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.hub import (
     MissingFileError,
     NotDescribableError,
+    PretrainedCheckpointCallback,
     PretrainedError,
     UnknownNameError,
     latest_checkpoint,
     pretrained,
     register_algorithm,
 )
-from sb3_trmrl.hub.description import decode_schedule, decode_space, decode_value, encode_schedule, encode_space, encode_value
-from sb3_trmrl.hub.model_card import training_script
+from sb3_trmrl.hub.description import (
+    decode_schedule,
+    decode_space,
+    decode_value,
+    describe_environment,
+    encode_schedule,
+    encode_space,
+    encode_value,
+)
+from sb3_trmrl.hub.model_card import _as_python, training_script
 from sb3_trmrl.hub.registry import ALGORITHMS
 from tests.families import ACTION_SPACES, ENCODERS, counter_vec_env
 
@@ -651,3 +660,53 @@ def test_only_a_command_that_was_typed_is_kept(tmp_path):
     command = [sys.executable, "script.py", "--seed", "1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["python script.py --seed 1", "None", "None"]
+
+
+def test_gsde_acts_with_the_noise_of_the_weights_that_were_saved(tmp_path: Path) -> None:
+    model = TrMRLPPO("TrMRLPolicy", "Pendulum-v1", n_steps=8, batch_size=8, use_sde=True, seed=0, device="cpu")
+    with th.no_grad():
+        model.policy.log_std.fill_(-20.0)
+    model.save_pretrained(tmp_path / "model", training_state=False)
+    before = th.random.get_rng_state()
+    loaded = sb3_trmrl.load(tmp_path / "model", device="cpu")
+    assert th.equal(th.random.get_rng_state(), before)
+    observation = np.ones((1, 3), np.float32)
+    with_noise, without = (loaded.predict(observation, deterministic=mode)[0] for mode in (False, True))
+    np.testing.assert_allclose(with_noise, without, atol=1e-5)
+
+
+def test_vec_envs_of_two_families_and_plain_limits_are_described_as_they_are() -> None:
+    two = DummyVecEnv([lambda: gym.make("PointRobot-v0"), lambda: gym.make("SparsePointRobot-v0")])
+    assert describe_environment(two, 2)["id"] is None
+    plain = describe_environment(DummyVecEnv([lambda: gym.make("CartPole-v1")]), 1)
+    assert plain["id"] == "CartPole-v1" and "wrappers" not in plain
+    other = describe_environment(DummyVecEnv([lambda: gym.make("CartPole-v1", max_episode_steps=7)]), 1)
+    assert other["wrappers"] == ["TimeLimit"]
+
+
+def test_a_zip_does_not_keep_what_a_folder_said_of_its_environment(tmp_path: Path) -> None:
+    env = make_meta_vec_env("PointRobot-v0", 2, 0, env_kwargs=dict(horizon=10))
+    TrMRLPPO("TrMRLPolicy", env, n_steps=20, batch_size=20, seed=0, device="cpu").save_pretrained(tmp_path / "a")
+    other = make_meta_vec_env("PointRobot-v0", 2, 0, env_kwargs=dict(horizon=50))
+    loaded: Any = sb3_trmrl.load(tmp_path / "a", env=other, device="cpu")
+    loaded.save(tmp_path / "b.zip")
+    assert TrMRLPPO.load(tmp_path / "b.zip", device="cpu").saved_environment is None
+
+
+def test_keys_of_others_do_not_become_code() -> None:
+    task = {"goal": [0, 0], 'a=print("ran"),b': 1, "left-arm": 1.0, "class": {"x": 2}}
+    assert "print(" in str(task) and eval(_as_python([task])) == [task]
+    assert _as_python({"x": {"y": 1}}) == "dict(x=dict(y=1))"
+
+
+@pytest.mark.parametrize("prefix", ["run[1]", "a*"])
+def test_checkpoints_of_any_prefix_are_found(tmp_path: Path, prefix: str) -> None:
+    callback = PretrainedCheckpointCallback(20, tmp_path / "c", keep_last=1, name_prefix=prefix)
+    small().learn(60, callback=callback)
+    assert latest_checkpoint(tmp_path / "c", prefix) == tmp_path / "c" / f"{prefix}_60_steps"
+    assert len(list((tmp_path / "c").glob("*_steps"))) == 1
+    # Another training with the same callback has a best model of its own
+    callback.best_score = np.inf
+    shutil.rmtree(tmp_path / "c")
+    small().learn(60, callback=callback)
+    assert np.isfinite(callback.best_score) and (tmp_path / "c" / "best").is_dir()

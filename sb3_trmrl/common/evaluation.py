@@ -239,8 +239,9 @@ def evaluate_adaptation(
     ``seed`` alone decides which tasks are played and how their episodes start, whoever plays and however many side by side;
     so agents evaluated with one seed meet the same. (But for the later episodes of ``MetaLearningAgent``: the phases of its
     protocol begin with resets of their own.) Noise that policies draw from torch's generators follows from ``seed`` and
-    ``n_envs``, and a training does not notice it. The tasks are distinct; of a family that has fewer than ``n_tasks``, each is
-    played equally often (but for the remainder).
+    ``n_envs``, and a training does not notice it (but for gSDE, ``use_sde=True``: the policy plays with the matrix of noise
+    that it drew last). The tasks are distinct; of a family that has fewer than ``n_tasks``, each is played equally often (but
+    for the remainder).
 
     :param model: Anything with SB3's ``predict``; a function of the observations ``(n_envs, ...)``; or an agent with
         Meta-World's ``MetaLearningAgent`` protocol, which plays ``n_episodes - 1`` episodes, adapts and is evaluated in the

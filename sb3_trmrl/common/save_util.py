@@ -102,7 +102,7 @@ class PretrainedMixin(BaseAlgorithm):
         return push_to_hub(self, repo_id, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "in_step", "pending_training_state"]
+        return [*super()._excluded_save_params(), "in_step", "pending_training_state", "saved_environment", "saved_normalized"]
 
     def _setup_learn(
         self,

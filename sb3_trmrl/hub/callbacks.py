@@ -37,7 +37,7 @@ def latest_checkpoint(folder: str | Path, name_prefix: str = "checkpoint") -> Pa
 
 def _checkpoints(folder: Path, name_prefix: str) -> list[Path]:
     pattern = re.compile(rf"{re.escape(name_prefix)}_\d+_steps")
-    named = [path for path in folder.glob(f"{name_prefix}_*") if pattern.fullmatch(path.name)]
+    named = [path for path in (folder.iterdir() if folder.is_dir() else []) if pattern.fullmatch(path.name)]
     return sorted((path for path in named if (path / CONFIG).is_file()), key=_steps)
 
 
@@ -106,6 +106,8 @@ class PretrainedCheckpointCallback(BaseCallback):
             )
         # After a resumption: the next multiple of save_freq, and the best so far
         self._saved_at = self.model.num_timesteps
+        if self.model.num_timesteps == 0:
+            self.best_score = -np.inf
         record = self.save_path / "best.json"
         if self.model.num_timesteps > 0 and record.exists():
             try:

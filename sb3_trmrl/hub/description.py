@@ -429,7 +429,7 @@ def describe_environment(env: VecEnv | None, n_envs: int) -> dict[str, Any]:
     """
     data: dict[str, Any] = {"id": None, "kwargs": None, "n_envs": n_envs}
     specs = env.get_attr("spec") if env is not None and env.has_attr("spec") else []
-    if not specs or specs[0] is None:
+    if not specs or specs[0] is None or any(spec is None or spec.id != specs[0].id for spec in specs):
         return data
     data["id"] = specs[0].id
     altered = {name for spec in specs for name in _alterations(spec)}
@@ -463,7 +463,9 @@ def wrappers_that_play(data: dict[str, Any]) -> list[str]:
 def _alterations(spec: EnvSpec | None) -> list[str]:
     if spec is None:
         return []
-    limit = [] if spec.max_episode_steps is None else ["TimeLimit"]
+    registered = gym.registry.get(spec.id)
+    own_limit = None if registered is None else registered.max_episode_steps  # what gym.make puts around it anyway
+    limit = [] if spec.max_episode_steps in (None, own_limit) else ["TimeLimit"]
     return limit + [wrapper.name for wrapper in spec.additional_wrappers if wrapper.name != "Monitor"]
 
 

@@ -1,6 +1,7 @@
 """The model card: what the Hub shows, and the metadata that its leaderboards read."""
 
 import json
+import keyword
 import re
 from typing import Any
 
@@ -142,7 +143,10 @@ def _as_python(value: Any) -> str:
             return f"SimpleLinearSchedule({value['start']})"
         if "schedule" in value:
             return f"LinearSchedule({value['start']}, {value['end']}, {value['end_fraction']})"
-        return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
+        if all(key.isidentifier() and not keyword.iskeyword(key) for key in value):
+            return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
+        # Keys may be anybody's, and must not become code
+        return f"{{{', '.join(f'{key!r}: {_as_python(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_as_python, value))}]"
     return repr(value)

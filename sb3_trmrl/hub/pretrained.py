@@ -246,6 +246,9 @@ def load(
     if broken:
         raise WrongTensorsError(f"{WEIGHTS} holds NaN in {broken[0]}: nothing that learns has such weights.")
     model.policy.load_state_dict(weights)
+    if model.use_sde:  # the noise of these weights, not of those that the policy was made with
+        with th.random.fork_rng(devices=[]):
+            model.policy.reset_noise()
     model.pending_training_state = {}
     if set(TRAINING_FILES) <= set(config["files"]):
         _load_training_state(model, folder)

@@ -95,10 +95,11 @@ def _find_slot(env: Any, index: int) -> Slot:
 def _constants(slot: Slot) -> dict[str, Any]:
     """:return: What has to be the same in all slots, by name: the arrays of all are computed by the methods of the first."""
     model = slot.meta_env.model
+    kinds = (bool, int, float, str, tuple, list, type(None), np.ndarray)
     public = {
         name: value
         for name, value in vars(slot.meta_env).items()
-        if not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple, np.ndarray))
+        if not name.startswith("_") and isinstance(value, kinds) and name != "render_mode"
     }
     sizes = {name: getattr(model, name) for name in ("nq", "nv", "nu", "nsensordata")}
     state_size = mujoco.mj_stateSize(model, FULL_STATE)
@@ -112,10 +113,11 @@ def _check_alike(first: Slot, slot: Slot, index: int) -> None:
             f"all slots must be of one family, slot 0 is {kinds[0].__name__}, slot {index} {kinds[1].__name__}; {REMEDY}"
         )
     expected, found = _constants(first), _constants(slot)
-    for name, value in expected.items():
-        if name not in found or not np.array_equal(value, found[name]):
+    for name in sorted(expected.keys() | found.keys()):
+        if (name in expected) != (name in found) or not np.array_equal(expected[name], found[name]):
+            values = expected.get(name), found.get(name)
             raise ValueError(
-                f"all slots must have the same {name}, slot 0 has {value!r}, slot {index} {found.get(name)!r}; {REMEDY}"
+                f"all slots must have the same {name}, slot 0 has {values[0]!r}, slot {index} {values[1]!r}; {REMEDY}"
             )
 
 
