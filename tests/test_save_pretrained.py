@@ -697,6 +697,9 @@ def test_keys_of_others_do_not_become_code() -> None:
     task = {"goal": [0, 0], 'a=print("ran"),b': 1, "left-arm": 1.0, "class": {"x": 2}}
     assert "print(" in str(task) and eval(_as_python([task])) == [task]
     assert _as_python({"x": {"y": 1}}) == "dict(x=dict(y=1))"
+    for kind in ("linear_to_zero", "linear"):
+        code = _as_python({"schedule": kind, "start": "print('ran')", "end": 0.0, "end_fraction": 1.0})
+        assert code.partition("(")[2].startswith('"print(')
 
 
 @pytest.mark.parametrize("prefix", ["run[1]", "a*"])

@@ -140,9 +140,9 @@ def _as_python(value: Any) -> str:
         if "$tuple" in value:
             return f"({', '.join(_as_python(item) for item in value['$tuple'])},)"
         if value.get("schedule") == "linear_to_zero":
-            return f"SimpleLinearSchedule({value['start']})"
+            return f"SimpleLinearSchedule({value['start']!r})"
         if "schedule" in value:
-            return f"LinearSchedule({value['start']}, {value['end']}, {value['end_fraction']})"
+            return f"LinearSchedule({value['start']!r}, {value['end']!r}, {value['end_fraction']!r})"
         if all(key.isidentifier() and not keyword.iskeyword(key) for key in value):
             return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
         # Keys may be anybody's, and must not become code
