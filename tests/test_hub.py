@@ -424,7 +424,20 @@ def test_a_zip_of_sb3_can_be_pushed(hub: FakeHub, tmp_path: Path, command: Calla
     assert re.search(r"resumes +with fresh trials\n", out)
     trained().save_pretrained(tmp_path / "folder")
     code, _, err = command("push", "folder", REPO, "--env", "MetaBandit-v0")
-    assert code == 1 and "--algo and --env are of a zip file; folder tells its own" in err
+    assert code == 1 and "--algo, --env and --env-kwargs are of a zip file; folder tells its own" in err
+
+
+def test_a_zip_is_judged_with_the_keywords_of_its_training(
+    hub: FakeHub, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    trained().save(tmp_path / "model.zip")
+    zip_file = ("push", "model.zip", REPO, "--algo", "trmrl", "--env", "PointRobot-v0", "--n-tasks", "2")
+    # An option with many values stands last or before another
+    code, _, err = command(*zip_file, "--env-kwargs", "horizon:7", "episodes_per_trial:3", "--private")
+    assert code == 0, err
+    assert json.loads(hub.files(REPO)["config.json"])["environment"]["kwargs"] == {"horizon": 7, "episodes_per_trial": 3}
+    card = hub.files(REPO)["README.md"].decode()
+    assert "n_episodes=3, env_kwargs=dict(horizon=7)" in card
 
 
 def test_info_of_weights_that_were_loaded_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -458,6 +471,18 @@ def test_pulled_for_rl_zoo_its_own_tool_plays_it(
     assert done.returncode == 0, done.stderr
     # With the environment that it was trained in: three episodes of 7 steps
     assert "Episode Length 21" in done.stdout
+
+
+def test_pull_for_rl_zoo_names_the_environment_as_the_zoo_wants_it(
+    hub: FakeHub, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    push(trained(), hub)
+    config = json.loads(hub.files(REPO)["config.json"])
+    config["environment"]["id"] = "Mine/PointRobot-v0"
+    hub.repositories[REPO].commit("main", {"config.json": json.dumps(config).encode()}, [])
+    code, out, err = command("pull", REPO, "--zoo", "logs")
+    assert code == 0, err
+    assert "--env Mine/PointRobot-v0 -f logs --exp-id 1" in out
 
 
 STOCK = """

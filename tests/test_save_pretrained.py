@@ -314,6 +314,23 @@ def test_schedules_go_on_without_training_state(tmp_path: Path) -> None:
     assert loaded.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.1**0.5)
 
 
+def test_a_training_that_goes_on_from_weights_does_not_play_its_first_trials_again(tmp_path: Path) -> None:
+    folder = small().learn(20).save_pretrained(tmp_path / "model", training_state=False)
+
+    def first_observation(reset_num_timesteps: bool) -> np.ndarray:
+        loaded = sb3_trmrl.load(folder, device="cpu")
+        loaded._setup_learn(20, reset_num_timesteps=reset_num_timesteps)
+        assert isinstance(loaded._last_obs, np.ndarray)
+        return loaded._last_obs
+
+    new = small()
+    new._setup_learn(20)
+    assert isinstance(new._last_obs, np.ndarray)
+    np.testing.assert_array_equal(first_observation(True), new._last_obs)
+    assert not np.array_equal(first_observation(False), new._last_obs)
+    np.testing.assert_array_equal(first_observation(False), first_observation(False))
+
+
 def test_files_can_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
     (tmp_path / "usual").write_text("")
     modes = {path.stat().st_mode for path in small().save_pretrained(tmp_path / "model").iterdir()}

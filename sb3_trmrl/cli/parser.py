@@ -1,43 +1,17 @@
 """The command line: which commands and arguments there are."""
 
 import argparse
-import re
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import torch as th
-import yaml
 
 from sb3_trmrl.cli.commands import compare, evaluate, inspect, references, report
+from sb3_trmrl.cli.key_values import KeyValues
 from sb3_trmrl.cli.plot import plot
 from sb3_trmrl.common.references import AGENTS
 from sb3_trmrl.hub.commands import add_parser as add_hub_parser
 from sb3_trmrl.runs import ALGORITHMS
-
-
-class KeyValues(argparse.Action):
-    """
-    Reads ``name:value``, as RL Zoo's ``--env-kwargs``; the value is YAML: ``horizon:100``, ``split:ood``; but ``1e-3``, for
-    YAML 1.1 a word, is the number that it is for the zoo.
-    """
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        """See :class:`argparse.Action`."""
-        pairs: dict[str, Any] = {}
-        for value in values:
-            name, colon, text = value.partition(":")
-            if not colon:
-                parser.error(f"argument {option_string}: expected name:value, got {value!r}")
-            try:
-                pairs[name] = yaml.safe_load(text)
-            except yaml.YAMLError:
-                parser.error(f"argument {option_string}: {text!r} is no value")
-            if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
-                pairs[name] = float(text)
-        setattr(namespace, self.dest, pairs)
 
 
 def _device(name: str) -> str:

@@ -120,12 +120,16 @@ class PretrainedMixin(BaseAlgorithm):
             self.set_env(make_environment(self.saved_environment, self.observation_space, self.action_space))
         if state is None:
             return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        from sb3_trmrl.common.evaluation import derived_seed
         from sb3_trmrl.hub.training_state import restore_environment, restore_rng
 
         resumes = bool(state) and not reset_num_timesteps
         if not resumes:
-            # As at the construction of a model; loading leaves the random numbers of the process alone
-            self.set_random_seed(self.seed)
+            # As at the construction of a model: loading leaves the random numbers of the process alone
+            seed = self.seed
+            if seed is not None and self.num_timesteps > 0 and not reset_num_timesteps:
+                seed = derived_seed(seed, self.num_timesteps)  # not the training's first trials again
+            self.set_random_seed(seed)
         else:
             restore_environment(cast("MemoryPPO", self), state)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

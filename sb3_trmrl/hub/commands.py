@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from sb3_trmrl.cli.key_values import KeyValues
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub.description import encode_value
 from sb3_trmrl.hub.errors import PretrainedError
@@ -27,6 +30,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     push.add_argument("repo_id", help="owner/name on the Hub; made if it is not there")
     push.add_argument("--algo", help="algorithm of a zip file: trmrl or rl2")
     push.add_argument("--env", help="id of the environment of a zip file, for the evaluation")
+    push.add_argument(
+        "--env-kwargs", nargs="+", action=KeyValues, default={}, metavar="NAME:VALUE", help="its keywords, as in training"
+    )
     push.add_argument(
         "--n-tasks", type=int, default=20, help="evaluate on so many unseen tasks for the card (0: not; default 20)"
     )
@@ -73,8 +79,8 @@ def _hub_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _push(args: argparse.Namespace) -> None:
-    if not args.folder.is_file() and (args.algo or args.env):
-        raise PretrainedError(f"--algo and --env are of a zip file; {args.folder} tells its own.")
+    if not args.folder.is_file() and (args.algo or args.env or args.env_kwargs):
+        raise PretrainedError(f"--algo, --env and --env-kwargs are of a zip file; {args.folder} tells its own.")
     model = _load_zip(args) if args.folder.is_file() else load(args.folder, device="cpu")
     address = model.push_to_hub(
         args.repo_id,
@@ -101,7 +107,7 @@ def _load_zip(args: argparse.Namespace) -> MemoryPPO:
     check_acts_alone(run.vec_normalize is not None, args.folder)
     run.model.saved_environment = {
         "id": run.env_id,
-        "kwargs": encode_value(run.env_kwargs, "env_kwargs"),
+        "kwargs": encode_value({**run.env_kwargs, **args.env_kwargs}, "env_kwargs"),
         "n_envs": run.model.n_envs,
     }
     return run.model
@@ -114,8 +120,9 @@ def _pull(args: argparse.Namespace) -> None:
         print(f"Saved to {pull(args.repo_id, args.folder, args.revision, **_hub_kwargs(args))}")
         return
     run = pull_for_zoo(args.repo_id, args.zoo, args.revision, **_hub_kwargs(args))
-    algo, env = run.parent.name, run.name.rpartition("_")[0]
-    number = run.name.rpartition("_")[2]
+    name, _, number = run.name.rpartition("_")
+    # The folder's name has no slashes, which ids may have
+    algo, env = run.parent.name, yaml.safe_load((run / name / "args.yml").read_text(encoding="utf-8"))["env"]
     print(f"Saved to {run}. Watch it: python -m rl_zoo3.enjoy --algo {algo} --env {env} -f {args.zoo} --exp-id {number}")
 
 
