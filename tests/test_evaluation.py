@@ -353,11 +353,10 @@ class BestArm:
         self.masks.append(env_mask)
 
 
-@pytest.mark.parametrize("n_envs", [None, 1])
-def test_meta_learning_agent_explores_adapts_and_is_evaluated(n_envs):
+def test_meta_learning_agent_explores_adapts_and_is_evaluated():
     tasks = [{"probabilities": np.eye(5)[arm].tolist()} for arm in (0, 2)]
     agent = BestArm()
-    result = evaluate_adaptation(agent, "MetaBandit-v0", n_episodes=4, tasks=tasks, n_envs=n_envs)
+    result = evaluate_adaptation(agent, "MetaBandit-v0", n_episodes=4, tasks=tasks)
     np.testing.assert_array_equal(result.returns, [[10, 0, 0, 10], [0, 0, 10, 10]])
     np.testing.assert_array_equal(result.lengths, np.full((2, 4), 10))
     assert agent.calls == ["init", "adapt"]
@@ -375,6 +374,8 @@ def test_numbers_of_adaptations_and_their_episodes():
         evaluate_adaptation(AdaptingAgent(agent, 2, 3), "MetaBandit-v0", n_episodes=6)
     with pytest.raises(ValueError, match="adaptation_steps must be an integer >= 1, got 0"):
         AdaptingAgent(agent, 0)
+    with pytest.raises(ValueError, match="n_envs=3, but a MetaLearningAgent plays all tasks side by side"):
+        evaluate_adaptation(agent, "MetaBandit-v0", n_envs=3)
     with pytest.raises(ValueError, match="MetaLearningAgent needs the id"):
         evaluate_adaptation(agent, gym.make("MetaBandit-v0", episodes_per_trial=6), n_tasks=2)
 

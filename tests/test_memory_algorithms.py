@@ -345,6 +345,24 @@ def test_by_default_all_environments_together_make_8192_steps(algorithm, n_envs,
     assert algorithm(policy, counter_vec_env(n_envs), n_steps=5, device="cpu").n_steps == 5
 
 
+@pytest.mark.parametrize("algorithm", [TrMRLPPO, RL2PPO])
+def test_default_numbers_of_steps_follow_the_environments_that_a_model_is_loaded_with(algorithm, tmp_path):
+    policy = next(iter(algorithm.policy_aliases))
+    for given, loaded_with, expected in ((None, 20, 409), (None, 64, 256), (None, None, 8192), (8192, 20, 8192)):
+        model = algorithm(policy, counter_vec_env(1), n_steps=given, device="cpu")
+        model.save(tmp_path / "model.zip")
+        model.save_pretrained(tmp_path / "model")
+        env = None if loaded_with is None else counter_vec_env(loaded_with)
+        from_zip = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
+        from_folder = algorithm.from_pretrained(tmp_path / "model", env=env, device="cpu")
+        for loaded in (from_zip, from_folder):
+            assert loaded.n_steps == loaded.rollout_buffer.buffer_size == expected
+    algorithm(policy, counter_vec_env(1), n_steps=7, device="cpu").save(tmp_path / "model.zip")
+    for given, expected in ((None, 409), (5, 5)):
+        loaded = algorithm.load(tmp_path / "model.zip", env=counter_vec_env(20), n_steps=given, device="cpu")
+        assert loaded.n_steps == loaded.rollout_buffer.buffer_size == expected
+
+
 class CountThreads(BaseCallback):
     """Torch's threads at every step."""
 

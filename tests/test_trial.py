@@ -178,6 +178,15 @@ def test_monitor_counts_the_trial_as_one_episode() -> None:
     assert info["episode"]["l"] == 6
 
 
+@pytest.mark.parametrize("counts_episodes", [Monitor, gym.wrappers.RecordEpisodeStatistics])
+def test_what_counts_episodes_within_the_trial_does_not_count_for_sb3(counts_episodes: Any) -> None:
+    env = TrialWrapper(counts_episodes(Counter()), tasks=[TASK])
+    env.reset(seed=0)
+    infos = [step[-1] for step in play(env, 6)]
+    assert not any("episode" in info for info in infos)
+    assert infos[-1]["trial"]["lengths"] == [3, 3]
+
+
 def test_infos_of_trials_share_nothing() -> None:
     env: Any = TrialWrapper(Counter(), tasks=[TASK])
     env.reset(seed=0)

@@ -788,6 +788,47 @@ def test_a_gradient_that_is_not_finite_is_refused(copied, two_phases, monkeypatc
     assert all(th.equal(tensor, before[name]) for name, tensor in weights(model).items())
 
 
+class Clock(gym.Env[np.ndarray, np.ndarray]):
+    """Observations as large as timestamps or prices."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, start: float):
+        self.start, self.n_steps = start, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.n_steps = 0
+        return np.array([self.start]), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.n_steps += 1
+        return np.array([self.start + self.n_steps]), -float(action[0] ** 2), False, self.n_steps == 100, {}
+
+
+def test_huge_observations_cost_the_first_update_only():
+    model = TrMRLPPO("TrMRLPolicy", Clock(1e7), n_steps=128, batch_size=128, seed=0, device="cpu")
+    with pytest.warns(UserWarning, match=r"Observations of 1e\+07 are too large .* From the next rollout on they are"):
+        model.learn(128)
+    before = weights(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(256, reset_num_timesteps=False)
+    assert model.n_iterations == 3 and not th.equal(weights(model)["action_net.weight"], before["action_net.weight"])
+    assert all(tensor.isfinite().all() for tensor in model.policy.parameters())
+
+
+def test_a_vec_env_that_answers_every_question_with_none_plays_no_trials():
+    class AnswersNone(DummyVecEnv):
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            return [None] * self.num_envs
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_model(AnswersNone([NoisyForever])).learn(13)
+        make_model(VecNormalize(AnswersNone([NoisyForever])), policy_kwargs=dict(normalize_observations=False)).learn(13)
+
+
 class TellsTrials(NoisyForever):
     """A plain environment with infos under names of ours (as NeuroGym's), cut after four steps."""
 

@@ -131,3 +131,11 @@ def make_meta_vec_env(
         for slot, task in enumerate(tasks):
             vec_env.env_method("set_tasks", [task], indices=slot)
     return vec_env
+
+
+def plays_trials(env: VecEnv) -> bool:
+    """
+    :param env: Any VecEnv, also one that answers every ``get_attr`` with None.
+    :return: Whether its slots are trial environments.
+    """
+    return env.has_attr("episodes_per_trial") and is_integer(env.get_attr("episodes_per_trial", indices=0)[0], 1)

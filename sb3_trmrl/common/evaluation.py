@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeIm
 from tqdm import tqdm
 
 from sb3_trmrl.common.arguments import check_flags, check_integers, is_integer
-from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.env_util import make_meta_vec_env, plays_trials
 from sb3_trmrl.common.meta_learning_agent import AdaptingAgent, MetaLearningAgent, is_meta_learning_agent
 from sb3_trmrl.common.npz import read_arrays
 from sb3_trmrl.common.safe_write import replace_file
@@ -245,7 +245,9 @@ def evaluate_adaptation(
 
     :param model: Anything with SB3's ``predict``; a function of the observations ``(n_envs, ...)``; or an agent with
         Meta-World's ``MetaLearningAgent`` protocol, which plays ``n_episodes - 1`` episodes, adapts and is evaluated in the
-        last (:class:`~sb3_trmrl.common.meta_learning_agent.AdaptingAgent` chooses other numbers)
+        last (:class:`~sb3_trmrl.common.meta_learning_agent.AdaptingAgent` chooses other numbers). Such an agent plays all
+        tasks side by side and decides itself how it acts: it takes no ``n_envs``, ``deterministic`` and ``progress_bar`` mean
+        nothing to it
     :param env_id: Registered id of a trial environment; a callable that makes its trial environment and takes the keyword
         arguments ``episodes_per_trial`` and ``split``; or an environment or ``VecEnv`` of trials of ``n_episodes`` episodes,
         whose running trials are broken off. (Of a model that trains in it pass the model itself, not its policy or a function:
@@ -271,6 +273,8 @@ def evaluate_adaptation(
     settings = settings_of(env_id, env_kwargs, split if tasks is None else None, seed, deterministic)
     if is_meta_learning_agent(model):
         model = AdaptingAgent(model, adaptation_episodes=max(1, n_episodes - 1))
+    if isinstance(model, AdaptingAgent) and n_envs is not None:
+        raise ValueError(f"n_envs={n_envs}, but a MetaLearningAgent plays all tasks side by side: leave it out.")
     # Episodes that training with the same seed has not started from: SB3 seeds slot i with seed + i
     slot_seed = derived_seed(seed)
     if isinstance(env_id, (gym.Env, VecEnv)):
@@ -307,7 +311,7 @@ def evaluate_adaptation(
     if isinstance(model, AdaptingAgent):
         # Every phase of its protocol begins with a reset, so an episode is all that the VecEnv holds
         trial_kwargs["episodes_per_trial"] = 1
-    n_slots = len(tasks) if n_envs is None or isinstance(model, AdaptingAgent) else min(n_envs, len(tasks))
+    n_slots = len(tasks) if n_envs is None else min(n_envs, len(tasks))
     # With a seed, as SB3 would draw one from numpy's generator, which shuffles the minibatches of a PPO that is training
     vec_env = make_meta_vec_env(env_id, n_envs=n_slots, seed=slot_seed, env_kwargs=trial_kwargs)
     try:
@@ -378,7 +382,7 @@ def _distinct_tasks(draw: Callable[[int], list[Task]], n_tasks: int) -> list[Tas
 
 
 def _check_trials(env: gym.Env[Any, Any] | VecEnv, vec_env: VecEnv, n_episodes: int) -> None:
-    if not vec_env.has_attr("episodes_per_trial"):
+    if not plays_trials(vec_env):
         raise ValueError(
             f"env_id must be a trial environment or a VecEnv of these, got {env}: put TrialWrapper(env, {n_episodes}) around "
             "a MetaEnv."

@@ -103,6 +103,14 @@ class ObservationNormalizer(nn.Module):
         flat = (x.flatten(1) - shift) * scale
         return th.clamp(flat, -limit, limit).view(x.shape)
 
+    def largest_unscaled(self, observations: dict[str, np.ndarray]) -> float:
+        """
+        :param observations: Raw observations by key, as for :meth:`update`
+        :return: Largest magnitude that went through unchanged, as no statistics are known before the first update; else zero
+        """
+        unknown = [key for key, moments in self.moments.items() if isinstance(moments, RunningMoments) and not moments.count]
+        return max((float(np.abs(observations[key]).max()) for key in unknown), default=0.0)
+
     @th.no_grad()
     def update(self, observations: dict[str, np.ndarray]) -> None:
         """

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_trmrl.common.arguments import check_flags, check_integers, is_number
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer, TrialSliceRolloutBuffer, WorkingMemoryRolloutBuffer
+from sb3_trmrl.common.env_util import plays_trials
 from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.save_util import PretrainedMixin
@@ -29,6 +30,8 @@ from sb3_trmrl.memory_encoders import MemoryState
 
 #: Multiplications of a step of acting, about one for each weight and token, up to which one thread is enough
 SMALL_STEP = 2**24
+#: From this magnitude on observations that are not normalised yet may be why a gradient is not finite
+HUGE_OBSERVATION = 1e4
 
 
 class MemoryPPO(PretrainedMixin, PPO):
@@ -127,9 +130,10 @@ class MemoryPPO(PretrainedMixin, PPO):
                 raise ValueError(f"{name} must be a positive number, got {value!r}: pass {no_limit} for no limit.")
         check_integers(dict(stats_window_size=stats_window_size))
         check_flags(dict(bootstrap_trial_end=bootstrap_trial_end, bootstrap_episode_end=bootstrap_episode_end))
+        # SB3 needs a number now; where none was given, it follows the number of environments when the model is loaded, too
+        self._default_n_steps: int | None = None
         if n_steps is None:
-            n_envs = env.num_envs if isinstance(env, VecEnv) else 1
-            n_steps = max(256, 8192 // n_envs)
+            n_steps = self._default_n_steps = default_n_steps(env.num_envs if isinstance(env, VecEnv) else 1)
         self.bootstrap_trial_end = bootstrap_trial_end
         self.bootstrap_episode_end = bootstrap_episode_end
         self.trial_info_buffer: deque[dict[str, Any]] | None = None
@@ -189,7 +193,7 @@ class MemoryPPO(PretrainedMixin, PPO):
         # Stacked frames tell the end of an episode several times
         tells_ends = isinstance(space, TokenSpace) or (prev_done is not None and prev_done.shape == (1,))
         forgets = self.policy_kwargs.get("memory_reset") == "episode"
-        if forgets and not tells_ends and env.has_attr("episodes_per_trial"):
+        if forgets and not tells_ends and plays_trials(env):
             raise ValueError(
                 "memory_reset='episode' needs the token's prev_done to tell the episodes of a trial apart, but a wrapper "
                 f"around the trial environment hides the token's parts: the observation space is {space}. Wrap the MetaEnv "
@@ -198,7 +202,7 @@ class MemoryPPO(PretrainedMixin, PPO):
         vec_normalize = unwrap_vec_normalize(env)
         if vec_normalize is not None and not vec_normalize.norm_obs:
             vec_normalize = None
-        if not has_parts and env.has_attr("episodes_per_trial"):
+        if not has_parts and plays_trials(env):
             hidden = f"a wrapper around the trial environment hides the token's parts, the observation space is {space}"
             if vec_normalize is not None:
                 raise ValueError(
@@ -244,7 +248,12 @@ class MemoryPPO(PretrainedMixin, PPO):
         self._check_tokens(vec_env)
         super().set_env(vec_env, force_reset)
 
+    def _resolve_n_steps(self) -> None:
+        if self.n_steps in (None, self._default_n_steps):  # None: given to load()
+            self.n_steps = self._default_n_steps = default_n_steps(self.n_envs)
+
     def _setup_model(self) -> None:
+        self._resolve_n_steps()
         # Here, where a model that is loaded has its policy_kwargs
         if self.env is not None:
             self._check_tokens(self.env)
@@ -511,20 +520,29 @@ class MemoryPPO(PretrainedMixin, PPO):
         Update the policy from the rollout buffer, then take the rollout's observations into the running statistics, so that
         acting and training within one iteration used the same numbers.
         """
+        context, normalizer = self.rollout_buffer.context_length, self.policy.normalizer
+        tokens = {key: array[context:] for key, array in self.rollout_buffer.tokens.items()}
         # For the update alone: copies of an optimizer lose its hooks
         guards = [optimizer.register_step_pre_hook(refuse_non_finite_gradients) for optimizer in self.optimizers().values()]
         try:
             with fast_linear():
                 self._update()
+        except FloatingPointError:
+            largest = 0.0 if normalizer is None else normalizer.largest_unscaled(tokens)
+            if largest < HUGE_OBSERVATION:
+                raise
+            warnings.warn(
+                f"Observations of {largest:.3g} are too large for a network, and nothing was known yet to normalise them by: "
+                "the first update was broken off. From the next rollout on they are normalised.",
+                stacklevel=2,
+            )
         finally:
             for guard in guards:
                 guard.remove()
         self.n_iterations += 1
-        if self.policy.normalizer is not None:
-            context = self.rollout_buffer.context_length
-            tokens = {key: array[context:] for key, array in self.rollout_buffer.tokens.items()}
+        if normalizer is not None:
             # (n_steps, n_envs, ...) -> (n_steps * n_envs, ...)
-            self.policy.normalizer.update({key: part.reshape(-1, *part.shape[2:]) for key, part in tokens.items()})
+            normalizer.update({key: part.reshape(-1, *part.shape[2:]) for key, part in tokens.items()})
 
     def optimizers(self) -> dict[str, th.optim.Optimizer]:
         """:return: The optimizers, by the name of their attribute."""
@@ -538,6 +556,14 @@ class MemoryPPO(PretrainedMixin, PPO):
         # The last rollout may end behind total_timesteps: a schedule such as RL Zoo's lin_1e-3 would be negative there, and
         # the last update would unlearn
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+
+def default_n_steps(n_envs: int) -> int:
+    """
+    :param n_envs: Number of environments
+    :return: What ``n_steps=None`` stands for: 8,192 steps of all environments together, at least 256 of each
+    """
+    return max(256, 8192 // n_envs)
 
 
 def ended_trial(info: dict[str, Any]) -> dict[str, Any] | None:

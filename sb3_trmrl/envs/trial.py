@@ -290,6 +290,7 @@ class TrialWrapper(gym.Env[Any, Any]):
         action, prev_action = self._check_action(action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         info = dict(info)  # a family may return the same one at every step
+        info.pop("episode", None)  # a Monitor's within: the episode that SB3 logs is the trial
         reward = float(reward)
         if not math.isfinite(reward):
             raise ValueError(f"{self._name()} returned the reward {reward}, which is not finite (action {action!r})")

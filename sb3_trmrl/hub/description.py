@@ -366,6 +366,8 @@ def describe_hyperparameters(model: MemoryPPO) -> dict[str, Any]:
         value = getattr(model, name) if hasattr(model, name) else getattr(model, f"_{name}")
         if name in SCHEDULES:
             data[name] = encode_schedule(value, name)
+        elif name == "n_steps" and value == model._default_n_steps:
+            data[name] = None
         elif name == "policy_kwargs":
             data[name] = encode_policy_kwargs(value)
         elif name == "rollout_buffer_class":

@@ -402,6 +402,7 @@ def _build(
     with th.random.fork_rng(devices=[]):
         model = cls(policy_class, None, device=device, _init_setup_model=False, **hyperparameters)  # type: ignore[arg-type]
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
+        model._resolve_n_steps()
         _check_before_building(model, infos, 1 if n_trusted else n_envs)
         seed, model.seed = model.seed, None
         model._setup_model()
