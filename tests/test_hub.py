@@ -26,6 +26,7 @@ from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO
 from sb3_trmrl.cli import main
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
+from sb3_trmrl.envs import PointRobot, TrialWrapper
 from sb3_trmrl.hub import DownloadError, MalformedFileError, MissingFileError, PretrainedError
 from sb3_trmrl.hub.model_card import model_card, training_script
 from sb3_trmrl.hub.pretrained import MODEL_FILES, describe, read_config
@@ -303,7 +304,8 @@ def test_an_agent_trained_in_wrappers_is_not_judged_without_them(
         return gym.wrappers.RescaleAction(gym.make("PointRobot-v0"), -np.float32(10), np.float32(10))
 
     model = TrMRLPPO("TrMRLPolicy", DummyVecEnv([make]), n_steps=8, batch_size=8, device="cpu")
-    push(model, hub, n_eval_tasks=3)
+    with pytest.warns(UserWarning, match="no adaptation results: it was trained in RescaleAction"):
+        push(model, hub, n_eval_tasks=3)
     card = hub.files(REPO)["README.md"].decode()
     assert "mean_reward" not in card and "evaluate_adaptation" not in card
     assert "env = ...  # the same in RescaleAction; with which arguments can't be told" in card
@@ -313,6 +315,48 @@ def test_an_agent_trained_in_wrappers_is_not_judged_without_them(
         load_run(folder)
     # In another environment, which may have them
     assert load_run(folder, env_id="SparsePointRobot-v0").env_id == "SparsePointRobot-v0"
+
+
+def make_shorter_robot(**kwargs: Any) -> TrialWrapper:
+    return TrialWrapper(PointRobot(horizon=4), **kwargs)
+
+
+@pytest.fixture
+def own_family() -> Iterator[str]:
+    gym.register("ShorterRobot-v0", entry_point=make_shorter_robot)
+    yield "ShorterRobot-v0"
+    gym.registry.pop("ShorterRobot-v0", None)
+
+
+def test_own_families_get_their_numbers(hub: FakeHub, own_family: str) -> None:
+    env = make_meta_vec_env(own_family, 2, seed=0, env_kwargs=dict(episodes_per_trial=3))
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=20, batch_size=20, n_epochs=1, seed=3, device="cpu").learn(40)
+    push(model, hub, n_eval_tasks=3)
+    card = hub.files(REPO)["README.md"].decode()
+    assert "One trial on each of 3 unseen tasks" in card and "name: return_episode_3" in card
+    first = "# First import the module that registers 'ShorterRobot-v0'\n"
+    assert f"{first}import sb3_trmrl\n" in card and f"{first}from sb3_trmrl import TrMRLPPO\n" in card
+    assert "sb3_trmrl.evaluate_adaptation(model, 'ShorterRobot-v0', n_episodes=3)" in card
+    assert "model.set_env(env)  # made as below\nmodel.learn(100_000, reset_num_timesteps=False)" in card
+    # Who has not imported it gets no numbers, and is told
+    del gym.registry[own_family]
+    with pytest.warns(UserWarning, match=r"no adaptation results: ShorterRobot-v0 is not registered here.*--gym-packages"):
+        push(model, hub, n_eval_tasks=3)
+    assert "## Adaptation" not in hub.files(REPO)["README.md"].decode()
+
+
+def test_a_card_without_numbers_says_why_and_plain_environments_have_no_tasks(hub: FakeHub, tmp_path: Path) -> None:
+    trained().save(tmp_path / "model.zip")
+    with pytest.warns(UserWarning, match="which environment the model was trained in is not known"):
+        push(TrMRLPPO.load(tmp_path / "model.zip", device="cpu"), hub, n_eval_tasks=3)
+    model = TrMRLPPO("TrMRLPolicy", "Pendulum-v1", n_steps=20, batch_size=20, n_epochs=1, seed=3, device="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The model card")
+        push(model, hub, n_eval_tasks=3)
+    card = hub.files(REPO)["README.md"].decode()
+    assert "A reinforcement-learning agent with a memory on **Pendulum-v1**" in card
+    assert "meta-reinforcement-learning" not in card and "Not told its task" not in card
+    assert "print(evaluate_policy(model, gym.make('Pendulum-v1')))" in card and "First import" not in card
 
 
 def test_the_card_promises_the_resumption_that_there_is(hub: FakeHub, tmp_path: Path) -> None:

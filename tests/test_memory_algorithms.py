@@ -363,6 +363,15 @@ def test_default_numbers_of_steps_follow_the_environments_that_a_model_is_loaded
         assert loaded.n_steps == loaded.rollout_buffer.buffer_size == expected
 
 
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=-1), spaces.MultiDiscrete([2, 3], start=[0, 1])])
+@pytest.mark.parametrize("algorithm", [TrMRLPPO, RL2PPO])
+def test_actions_that_do_not_begin_at_zero_are_refused(algorithm, space):
+    env = counter_vec_env(1)
+    env.action_space = space
+    with pytest.raises(ValueError, match=r"Policies choose from 0, 1, ..., the environment's actions are (Multi)?Discrete"):
+        algorithm(next(iter(algorithm.policy_aliases)), env, device="cpu")
+
+
 class CountThreads(BaseCallback):
     """Torch's threads at every step."""
 

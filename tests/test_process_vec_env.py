@@ -415,6 +415,22 @@ def test_evaluation_in_processes_equals_that_in_this_one(monkeypatch: pytest.Mon
     assert not multiprocessing.active_children()
 
 
+def _kind_of_vec_env(n_envs: int) -> str:
+    return type(make_meta_vec_env(make_slow, n_envs)).__name__
+
+
+def test_a_worker_of_a_pool_may_start_no_processes() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(_kind_of_vec_env, [2]) == ["DummyVecEnv"]
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, ProcessVecEnv])
+def test_the_task_that_does_not_fit_is_named_by_its_slot_and_nothing_stays(vec_env_cls: Any) -> None:
+    with pytest.raises(ValueError, match=r"tasks\[1\]: task of SlowPointRobot must have exactly the keys .*'gaol'") as caught:
+        make_meta_vec_env(make_slow, 2, tasks=[{"goal": [0, 0]}, {"gaol": [0, 0]}], vec_env_cls=vec_env_cls)
+    assert not multiprocessing.active_children(), caught
+
+
 def test_progress_bar_counts_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     tqdm = process_vec_env.tqdm

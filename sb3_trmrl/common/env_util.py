@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,13 +47,15 @@ def fastest_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **vec_env_kw
     :param env_fns: Functions that make the environments.
     :param vec_env_kwargs: Keywords for the vectorised environment.
     :return: ``MujocoVecEnv`` if it can step them; ``ProcessVecEnv`` for more than one of a family whose ``steps_are_slow``, if
-        there is more than one core; else ``DummyVecEnv``.
+        there is more than one core and processes may be started (not in a worker of ``multiprocessing.Pool``); else
+        ``DummyVecEnv``.
     """
     if len(env_fns) == 0:
         raise ValueError("env_fns must hold at least one function, got none")
     first = env_fns[0]()
+    has_workers = min(len(env_fns), n_usable_cores()) > 1 and not multiprocessing.current_process().daemon
     # With keywords it was chosen by the caller: DummyVecEnv has none
-    if steps_are_slow(first) and (vec_env_kwargs or min(len(env_fns), n_usable_cores()) > 1):
+    if steps_are_slow(first) and (vec_env_kwargs or has_workers):
         first.close()
         return ProcessVecEnv(env_fns, **vec_env_kwargs)
     # Made once: a monitor would write its file again
@@ -125,12 +128,23 @@ def make_meta_vec_env(
         # SB3 leaves start_index out of the seeds, so that two VecEnvs with one seed would play the same trials.
         vec_env.seed(seed + start_index)
     if tasks is not None:
-        if not vec_env.has_attr("set_tasks"):
+        try:
+            _set_tasks(vec_env, tasks, env_id)
+        except BaseException:
             vec_env.close()
-            raise ValueError(f"tasks need a trial environment (see TrialWrapper), {env_id} is none")
-        for slot, task in enumerate(tasks):
-            vec_env.env_method("set_tasks", [task], indices=slot)
+            raise
     return vec_env
+
+
+def _set_tasks(vec_env: VecEnv, tasks: Sequence[Task], env_id: Any) -> None:
+    if not vec_env.has_attr("set_tasks"):
+        raise ValueError(f"tasks need a trial environment (see TrialWrapper), {env_id} is none")
+    for slot, task in enumerate(tasks):
+        try:
+            vec_env.env_method("set_tasks", [task], indices=slot)
+        except ValueError as error:
+            # A slot has one task and counts it from zero
+            raise ValueError(str(error).replace("tasks[0]", f"tasks[{slot}]", 1)) from None
 
 
 def plays_trials(env: VecEnv) -> bool:

@@ -257,6 +257,11 @@ class MemoryPPO(PretrainedMixin, PPO):
         # Here, where a model that is loaded has its policy_kwargs
         if self.env is not None:
             self._check_tokens(self.env)
+        if np.any(getattr(self.action_space, "start", 0)):
+            raise ValueError(
+                f"Policies choose from 0, 1, ..., the environment's actions are {self.action_space}: let its action space "
+                "begin at 0, and add the start in a gymnasium.ActionWrapper around the base environment."
+            )
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self.policy_class(  # type: ignore[assignment]

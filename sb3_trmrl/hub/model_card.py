@@ -5,24 +5,26 @@ import keyword
 import re
 from typing import Any
 
+import gymnasium as gym
 from huggingface_hub import EvalResult, ModelCardData
 
 from sb3_trmrl.common.evaluation import AdaptationResult
 from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
-from sb3_trmrl.hub.description import CLASSES, ROLLOUT_BUFFERS, decode_policy_kwargs, wrappers_that_play
+from sb3_trmrl.hub.description import CLASSES, ROLLOUT_BUFFERS, decode_policy_kwargs, makes_trials, wrappers_that_play
 
 PICTURE, VIDEO = "adaptation_curve.png", "replay.mp4"
-TAGS = ("reinforcement-learning", "stable-baselines3", "meta-reinforcement-learning", "sb3_trmrl")
+TAGS = ("reinforcement-learning", "stable-baselines3", "sb3_trmrl")
 ALGORITHM_PAPERS = {
     "TrMRLPPO": "[TrMRL](https://arxiv.org/abs/2206.06614) (PPO with a transformer memory over the trial)",
     "RL2PPO": "[RL2](https://arxiv.org/abs/1611.02779) (PPO with a recurrent memory over the trial)",
 }
 
 
-def metadata(config: dict[str, Any], adaptation: AdaptationResult | None) -> ModelCardData:
+def metadata(config: dict[str, Any], adaptation: AdaptationResult | None, has_tasks: bool) -> ModelCardData:
     """
     :param config: ``config.json`` of the model
     :param adaptation: How it adapts
+    :param has_tasks: Whether there is something to adapt to
     :return: Metadata; ``mean_reward`` is the return of whole trials, "mean +/- deviation" over tasks, as leaderboards read it
     """
     env_id = config["environment"]["id"]
@@ -44,7 +46,7 @@ def metadata(config: dict[str, Any], adaptation: AdaptationResult | None) -> Mod
             )
             for name, value in numbers.items()
         ]
-    tags = [*TAGS, *([env_id] if env_id is not None else [])]
+    tags = [*TAGS, *(["meta-reinforcement-learning"] if has_tasks else []), *([env_id] if env_id is not None else [])]
     return ModelCardData(library_name="stable-baselines3", tags=tags, model_name=config["algorithm"], eval_results=results)
 
 
@@ -95,6 +97,7 @@ def training_script(config: dict[str, Any]) -> str:
         make += f"\nenv = ...  # the same in {', '.join(environment['wrappers'])}; with which arguments can't be told"
     return "\n".join(
         [
+            *_imports_of(environment["id"]),
             f"from sb3_trmrl import {algorithm}",
             imports,
             "",
@@ -118,7 +121,7 @@ def usage_script(config: dict[str, Any], repo_id: str) -> str:
     env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
     if env_id is None or kwargs is None or wrappers_that_play(config["environment"]):
         pass
-    elif env_id in TASK_FAMILIES:
+    elif makes_trials(config["environment"]):
         others = evaluation_kwargs(kwargs)
         env_kwargs = f", env_kwargs={_as_python(others)}" if others else ""
         arguments = f"model, {env_id!r}, n_episodes={kwargs.get('episodes_per_trial', 2)}{env_kwargs}"
@@ -127,7 +130,15 @@ def usage_script(config: dict[str, Any], repo_id: str) -> str:
         imports = ["import gymnasium as gym", "from stable_baselines3.common.evaluation import evaluate_policy", "", *imports]
         keywords = "".join(f", {name}={_as_python(value)}" for name, value in kwargs.items())
         lines += [f"print(evaluate_policy(model, gym.make({env_id!r}{keywords})))  # mean and deviation of the return"]
-    return "\n".join([*imports, "", *lines])
+    return "\n".join([*_imports_of(env_id), *imports, "", *lines])
+
+
+def _imports_of(env_id: str | None) -> list[str]:
+    """:return: What has to be done before an id can be made; nothing for those that come with the package and gymnasium."""
+    spec = gym.registry.get(env_id) if env_id is not None else None
+    comes_along = spec is not None and str(spec.entry_point).startswith("gymnasium.")
+    known = env_id is None or env_id in TASK_FAMILIES or comes_along
+    return [] if known else [f"# First import the module that registers {env_id!r}"]
 
 
 def _as_python(value: Any) -> str:
@@ -173,13 +184,16 @@ def model_card(
     steps = config["training"]["num_timesteps"]
     command = train_command or config["training"]["command"]
     on_env = f" on **{env_id}**" if env_id else ""
+    environment = config["environment"]
+    # Of an environment that is not known here, it can't be told
+    has_tasks = env_id not in gym.registry or makes_trials(environment)
+    kind = "meta-reinforcement-learning agent" if has_tasks else "reinforcement-learning agent with a memory"
+    adapts = "Not told its task, it finds out within a few episodes what to do: its weights stay frozen, its memory adapts."
     sections = [
-        f"---\n{metadata(config, adaptation).to_yaml()}\n---",
+        f"---\n{metadata(config, adaptation, has_tasks).to_yaml()}\n---",
         f"# {algorithm}{on_env}",
-        f"A meta-reinforcement-learning agent{on_env}, trained for {steps:,} steps with "
-        f"{ALGORITHM_PAPERS.get(algorithm, algorithm)} of `sb3_trmrl`, for "
-        "[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3). Not told its task, it finds out "
-        "within a few episodes what to do: its weights stay frozen, what adapts is its memory.",
+        f"A {kind}{on_env}, trained for {steps:,} steps with {ALGORITHM_PAPERS.get(algorithm, algorithm)} of `sb3_trmrl`, for "
+        f"[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3).{' ' + adapts if has_tasks else ''}",
     ]
     if adaptation is not None:
         n_tasks, n_distinct = len(adaptation.tasks), len({str(task) for task in adaptation.tasks})
@@ -200,7 +214,11 @@ def model_card(
             "running trials": "exactly where it stopped (running trials and random generators included)",
             "fresh trials": "with its optimizer and counters, in fresh trials",
         }[resumes_with]
-        sections.append(f"To go on training, {how}:\n\n```python\nmodel.learn(100_000, reset_num_timesteps=False)\n```")
+        made_by_learn = env_id in TASK_FAMILIES and environment["kwargs"] is not None and not environment.get("wrappers")
+        code = (
+            "" if made_by_learn else "model.set_env(env)  # made as below\n"
+        ) + "model.learn(100_000, reset_num_timesteps=False)"
+        sections.append(f"To go on training, {how}:\n\n```python\n{code}\n```")
     if zip_name is not None:
         sections.append(
             f"`{zip_name}` is the same model for `huggingface_sb3.load_from_hub` and `{algorithm}.load`. It is a pickle, "

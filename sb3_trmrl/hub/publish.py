@@ -3,10 +3,12 @@
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import yaml
 from huggingface_hub import HfApi
 from huggingface_sb3 import EnvironmentName, ModelName
@@ -14,8 +16,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
-from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
-from sb3_trmrl.hub.description import decode_value, wrappers_that_play
+from sb3_trmrl.envs.registration import evaluation_kwargs
+from sb3_trmrl.hub.description import decode_value, makes_trials, wrappers_that_play
 from sb3_trmrl.hub.errors import PretrainedError, UploadError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
@@ -112,13 +114,18 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
     :param model: The model
     :param config: Its ``config.json``
     :param n_tasks: Number of unseen tasks
-    :return: How it adapts, in trials as long as those of training; None for a foreign environment, one in wrappers, or without
-        tasks
+    :return: How it adapts, in trials as long as those of training; None in an environment without tasks, and, with a warning,
+        where it can't be told or made
     """
-    env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
-    if n_tasks == 0 or env_id not in TASK_FAMILIES or kwargs is None or wrappers_that_play(config["environment"]):
+    environment = config["environment"]
+    if n_tasks == 0:
         return None
-    kwargs = decode_value(kwargs)
+    reason = _why_unknown(environment)
+    if reason is not None:
+        warnings.warn(f"The model card has no adaptation results: {reason}. (n_eval_tasks=0: none are wanted.)", stacklevel=3)
+    if reason is not None or not makes_trials(environment):
+        return None
+    env_id, kwargs = environment["id"], decode_value(environment["kwargs"])
     return evaluate_adaptation(
         model,
         env_id,
@@ -126,6 +133,19 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
         n_episodes=kwargs.get("episodes_per_trial", 2),
         env_kwargs=evaluation_kwargs(kwargs),
     )
+
+
+def _why_unknown(environment: dict[str, Any]) -> str | None:
+    """:return: Why an environment can't be made from its description, None if it can."""
+    env_id = environment["id"]
+    if env_id is None:
+        return "which environment the model was trained in is not known (load it with env)"
+    if env_id not in gym.registry:
+        return f"{env_id} is not registered here: import the module that does (sb3-trmrl: --gym-packages)"
+    if environment["kwargs"] is None:
+        return f"the arguments of {env_id} are no data"
+    wrappers = wrappers_that_play(environment)
+    return f"it was trained in {', '.join(wrappers)}, which are not put around the environment here" if wrappers else None
 
 
 def add_sb3_files(model: MemoryPPO, config: dict[str, Any], folder: Path) -> str:
