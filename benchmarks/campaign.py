@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trmrl import evaluate_adaptation, load
+from sb3_trmrl.cli import argument_types
 from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
 from sb3_trmrl.common.references import RandomAgent, SeesTasks, train_reference
+from sb3_trmrl.common.safe_write import replace_file
 from sb3_trmrl.hub import PretrainedCheckpointCallback, latest_checkpoint, save_pretrained
 from sb3_trmrl.hub.description import describe_hyperparameters
 from sb3_trmrl.zoo import ALGORITHMS
@@ -199,7 +202,7 @@ class Progress(BaseCallback):
             means = np.mean(self._trials, axis=0).round(2).tolist()
             self.points.append([self.num_timesteps, round(self.seconds, 1), means])
             self._trials = []
-            self.path.write_text(json.dumps(self.points))
+            replace_file(self.path, lambda path: path.write_text(json.dumps(self.points)))
 
     @property
     def seconds(self) -> float:
@@ -342,11 +345,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--timesteps", type=int, default=2_000_000)
     parser.add_argument("--threads", type=int, default=1, help="of each run; what an agent learns depends on it")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda, whose runs belong into --results of their own")
+    parser.add_argument(
+        "--device",
+        type=argument_types.device,
+        default="cpu",
+        help="cpu or cuda, whose runs belong into --results of their own",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=Path("runs/campaign"), help="for checkpoints and trained agents")
     arguments = parser.parse_args()
+    for name in ("timesteps", "threads", "jobs"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"argument --{name}: must be at least 1, got {getattr(arguments, name)}")
+    for family in arguments.families:
+        if "env_kwargs" not in zoo_settings.read_settings("trmrl", family):
+            parser.error(f"argument --families: {family} has no block in hyperparams/trmrl.yml")
     if arguments.device != "cpu" and arguments.results == RESULTS:
         parser.error(f"argument --device: runs on {arguments.device} belong into --results of their own")
     timesteps = arguments.timesteps
@@ -378,8 +392,13 @@ def main() -> None:
     origin = facts()
     # Killed, the pool ends its runs; or they would go on alone
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    failed = 0
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
         for number, line in enumerate(pool.imap_unordered(_run, missing), start=1):
+            if isinstance(line, str):
+                failed += 1
+                print(f"[{number}/{len(missing)}] {line}", file=sys.stderr, flush=True)
+                continue
             with arguments.results.open("a") as file:
                 file.write(json.dumps({**line, **origin}) + "\n")
             curve = np.mean(line["returns"]["test"], axis=0)
@@ -388,10 +407,16 @@ def main() -> None:
                 f"{curve.round(1).tolist()} on unseen tasks, {line['seconds'] / 60:.0f} minutes",
                 flush=True,
             )
+    if failed:
+        sys.exit(f"{failed} of {len(missing)} runs failed")
 
 
-def _run(job: tuple[str, str, int, int, Path, int, str]) -> dict[str, Any]:
-    return run(*job)
+def _run(job: tuple[str, str, int, int, Path, int, str]) -> dict[str, Any] | str:
+    agent, family, seed, *_ = job
+    try:
+        return run(*job)
+    except Exception:  # the other runs go on
+        return f"{family} {agent} seed {seed} failed:\n{traceback.format_exc()}"
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ Tables and pictures of the campaign, from its data.
     python benchmarks/campaign_report.py
 
 In ``docs/results.md`` it writes what stands between ``<!-- FAMILY: TABLE -->``, or ``<!-- speed of learn -->``, and
-``<!-- end -->``, and leaves the rest as it is; pictures go to ``docs/images``. A table of agents has the runs of the most
-steps that there are for its family, a table of single factors those of as many steps as most of its agents have.
+``<!-- end -->``, and leaves the rest as it is; pictures go to ``images`` beside the page. Other ``--results`` than the
+published ones are only printed, unless they have a ``--page`` of their own. Tables have the runs of as many steps as most of
+a family's have.
 """
 
 import argparse
@@ -314,9 +315,9 @@ def of_usual_length(runs: Runs) -> Runs:
     :param runs: Runs.
     :return: Those of as many steps of training as most of them, to an iteration.
     """
-    lengths = [run["timesteps"] for run in runs]
-    timesteps = max(lengths, key=lengths.count)
-    return [run for run in runs if abs(run["timesteps"] - timesteps) < 0.1 * timesteps]
+    lengths = [run["curve"][-1][0] for run in runs]
+    timesteps = max(lengths, key=lengths.count, default=0)
+    return [run for run, length in zip(runs, lengths, strict=True) if abs(length - timesteps) < 0.1 * timesteps]
 
 
 def grouped(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
@@ -330,25 +331,27 @@ def grouped(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
     return by_agent
 
 
-def sections(runs: Runs, speed_runs: Runs, page: str) -> dict[str, str]:
+def sections(runs: Runs, page: Path | None) -> dict[str, str]:
     """
     :param runs: All runs.
-    :param speed_runs: Short runs that were made to be timed.
-    :param page: Where it goes. Agents are compared, and a picture of them drawn, where it has a place for that.
+    :param page: Where it goes. A picture of the agents of a family is drawn where the page has a place for them.
     :return: Generated text by the name of its place.
     """
-    parts = {"speed of learn": f"{learn_speed(speed_runs)}\n\n{origin(speed_runs)}"} if speed_runs else {}
+    text = "" if page is None else page.read_text(encoding="utf-8")
+    parts = {}
     for family in sorted({run["family"] for run in runs}):
         of_family = [run for run in runs if run["family"] == family]
-        if f"<!-- {family}: agents -->" in page:
-            compared = [run for run in of_family if run["agent"] in LABELS]
-            equally_long = of_usual_length(compared)
+        equally_long = of_usual_length([run for run in of_family if run["agent"] in LABELS])
+        if equally_long:
             by_agent = grouped(equally_long)
-            image = f"results_{family.removesuffix('-v0').lower()}.png"
-            picture(by_agent, family, DOCS / "images" / image)
-            parts[f"{family}: agents"] = table(by_agent, LABELS) + f"\n\n{origin(equally_long)}\n\n![{family}](images/{image})"
+            parts[f"{family}: agents"] = f"{table(by_agent, LABELS)}\n\n{origin(equally_long)}"
             parts[f"{family}: fresh tasks"] = fresh_table(by_agent)
             parts[f"{family}: speed"] = speed(by_agent)
+            if page is not None and f"<!-- {family}: agents -->" in text:
+                image = f"images/results_{family.removesuffix('-v0').lower()}.png"
+                (page.parent / image).parent.mkdir(exist_ok=True)
+                picture(by_agent, family, page.parent / image)
+                parts[f"{family}: agents"] += f"\n\n![{family}]({image})"
         if any(run["agent"] in CHANGES for run in of_family):
             equally_long = of_usual_length(of_family)
             bases = {agent: LABELS[agent] for agent in ("trmrl", "rl2", "paper")}
@@ -357,13 +360,16 @@ def sections(runs: Runs, speed_runs: Runs, page: str) -> dict[str, str]:
     return parts
 
 
-def write_sections(page: Path, parts: Mapping[str, str]) -> None:
+def write_sections(page: Path | None, parts: Mapping[str, str]) -> None:
     """
-    Replace what stands in a page between ``<!-- NAME -->`` and ``<!-- end -->``, and print it.
+    Print, and replace what stands in a page between ``<!-- NAME -->`` and ``<!-- end -->``.
 
-    :param page: A Markdown file.
+    :param page: A Markdown file; None only prints.
     :param parts: Text by the name of its place.
     """
+    if page is None:
+        print("\n\n".join(f"{name}:\n\n{content}" for name, content in parts.items() if content))
+        return
     text = page.read_text(encoding="utf-8")
     for name, content in parts.items():
         text, count = re.subn(
@@ -372,19 +378,34 @@ def write_sections(page: Path, parts: Mapping[str, str]) -> None:
             text,
             flags=re.DOTALL,
         )
-        print(f"{name}: {'written' if count else 'no place for it in the page'}\n\n{content}\n")
+        if count or content:
+            print(f"{name}: {'written' if count else 'no place for it in the page'}\n\n{content}\n")
     page.write_text(text, encoding="utf-8")
+
+
+def page_of(results: Path, published: Path, page: Path) -> Path | None:
+    """
+    :param results: A file of results.
+    :param published: That of the published ones.
+    :param page: Their page.
+    :return: The page, if the results are the published ones; others do not replace them.
+    """
+    return page if results.resolve() == published else None
 
 
 def main() -> None:
     """Write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
+    parser.add_argument("--page", type=Path, help="where it goes; the published results: docs/results.md")
     arguments = parser.parse_args()
+    page = arguments.page or page_of(arguments.results, RESULTS, DOCS / "results.md")
     print(f"{N_TASKS} tasks, {N_EPISODES} episodes, seeds {EVAL_SEEDS}")
-    page = arguments.page.read_text(encoding="utf-8")
-    write_sections(arguments.page, sections(read_results(arguments.results), read_results(SPEED_RESULTS), page))
+    parts = sections(read_results(arguments.results), page)
+    if arguments.results.resolve() == RESULTS:
+        speed_runs = read_results(SPEED_RESULTS)
+        parts["speed of learn"] = f"{learn_speed(speed_runs)}\n\n{origin(speed_runs)}"
+    write_sections(page, parts)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch as th
+from campaign_report import of_usual_length
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -238,10 +239,11 @@ def report(runs: list[dict[str, Any]], family: str, folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    runs = [run for run in runs if run["family"] == family]
+    runs = of_usual_length([run for run in runs if run["family"] == family])
     print_table(runs, f"{family}, all memories", LABELS)
     print_table(runs, f"{family}, one factor at a time", VARIANTS)
-    if not any(run["agent"] in LABELS for run in runs):
+    runs = [run for run in runs if run["agent"] in LABELS]
+    if not runs:
         return
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -251,7 +253,7 @@ def report(runs: list[dict[str, Any]], family: str, folder: Path) -> None:
         chosen = [run for run in runs if run["agent"] == agent]
         if not chosen:
             continue
-        steps = [point[0] for point in chosen[0]["curve"]]
+        steps = [point[0] for point in min((run["curve"] for run in chosen), key=len)]
         curves = np.array([[np.mean(returns) for _, returns in run["curve"]][: len(steps)] for run in chosen])
         # A mean over 20 iterations at most: single iterations are noisy
         width = max(1, min(20, len(steps) // 20))
@@ -290,8 +292,11 @@ def main() -> None:
         done = {
             (run["family"], run["agent"], run["seed"])
             for run in runs
-            if (wanted := arguments.timesteps or FAMILIES[run["family"]]["timesteps"]) <= run["curve"][-1][0] < 1.1 * wanted
+            if (wanted := arguments.timesteps or FAMILIES[run["family"]]["timesteps"])
+            <= run["curve"][-1][0]
+            < max(1.1 * wanted, wanted + 20_000)
         }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         missing = [
             (family, agent, seed, arguments.timesteps)
             for family in arguments.families
@@ -315,6 +320,7 @@ def main() -> None:
                     flush=True,
                 )
     folder = arguments.report or arguments.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
     for family in arguments.families:
         report(runs, family, folder)
 

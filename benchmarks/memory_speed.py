@@ -224,7 +224,9 @@ def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     table = ["window", "trial", "gru", "lstm", "gtrxl", "snail"]
-    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=table)
+    parser.add_argument(
+        "--encoders", nargs="+", choices=ENCODERS, default=table, help="beside trial against window, always measured"
+    )
     parser.add_argument("--lengths", nargs="+", type=int, default=[5, 50, 400, 2000])
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)

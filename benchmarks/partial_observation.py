@@ -2,7 +2,7 @@
 PPO with a memory where velocities are hidden: ours against sb3-contrib's RecurrentPPO, which has RL Zoo's own tuned settings.
 
     python benchmarks/partial_observation.py                         # what is missing, then the table of docs/guide/memory.md
-    python benchmarks/partial_observation.py --agents trmrl rl2 --results mine.jsonl
+    python benchmarks/partial_observation.py --agents trmrl rl2 --results mine.jsonl    # prints its table
 
 One environment without tasks per run, trained and evaluated by RL Zoo (``python -m rl_zoo3.train --algo AGENT --env ID``),
 with ``hyperparams/trmrl.yml`` and ``rl2.yml``, and with the zoo's ``ppo_lstm.yml``. A finished run is a line in ``--results``.
@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 from campaign import RESULTS, facts, read_results
-from campaign_report import DOCS, origin, returned, write_sections
+from campaign_report import DOCS, origin, page_of, returned, write_sections
 
+PUBLISHED = RESULTS.with_name("partial_observation.jsonl")
 ENVIRONMENTS = {"CartPoleNoVel-v1": 100_000, "PendulumNoVel-v1": 100_000}
 """Steps of training of each, the zoo's for ``ppo_lstm``."""
 AGENTS = {
@@ -95,12 +96,14 @@ def main() -> None:
     parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS))
     parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=RESULTS.with_name("partial_observation.jsonl"))
-    parser.add_argument("--page", type=Path, default=DOCS / "guide" / "memory.md")
+    parser.add_argument("--results", type=Path, default=PUBLISHED)
+    parser.add_argument("--page", type=Path, help="where the table goes; the published results: docs/guide/memory.md")
     arguments = parser.parse_args()
     runs = read_results(arguments.results)
     done = {(line["env"], line["agent"], line["seed"]) for line in runs}
     origin_of_new = facts()
+    page = arguments.page or page_of(arguments.results, PUBLISHED, DOCS / "guide" / "memory.md")
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for env_id in arguments.environments:
             for agent in arguments.agents:
@@ -111,7 +114,7 @@ def main() -> None:
                     runs.append(line)
                     curve = np.mean(line["evaluations"], axis=-1).round().tolist()
                     print(f"{env_id} {agent} seed {seed}: {curve}, {line['seconds']:.0f} s", flush=True)
-    write_sections(arguments.page, {"partial observation": f"{table(runs)}\n\n{origin(runs)}"})
+    write_sections(page, {"partial observation": f"{table(runs)}\n\n{origin(runs)}"})
 
 
 if __name__ == "__main__":

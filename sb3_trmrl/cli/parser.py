@@ -1,27 +1,14 @@
 """The command line: which commands and arguments there are."""
 
 import argparse
-import textwrap
 from pathlib import Path
 
-import torch as th
-
+from sb3_trmrl.cli.argument_types import KeyValues, device
 from sb3_trmrl.cli.commands import compare, evaluate, inspect, references, report
-from sb3_trmrl.cli.key_values import KeyValues
 from sb3_trmrl.cli.plot import plot
 from sb3_trmrl.common.references import AGENTS
 from sb3_trmrl.hub.commands import add_parser as add_hub_parser
 from sb3_trmrl.runs import ALGORITHMS
-
-
-def _device(name: str) -> str:
-    try:
-        if name != "auto":
-            th.empty(1, device=name).item()  # SB3 would take the CPU instead of a GPU that is not there
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = textwrap.shorten(str(error), 90, placeholder=" ...")
-        raise argparse.ArgumentTypeError(f"{name!r} is none here ({reason}): cpu, cuda, cuda:1 or auto") from error
-    return name
 
 
 def add_gym_packages(parser: argparse._ActionsContainer) -> None:
@@ -40,7 +27,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--algo", choices=ALGORITHMS, help="algorithm of a zip file that lies in no log folder of RL Zoo")
     group.add_argument("--env", metavar="ID", help="environment, if the run does not tell it or for another one")
     group.add_argument("--env-kwargs", nargs="+", action=KeyValues, default={}, metavar="NAME:VALUE", help="its keywords")
-    group.add_argument("--device", type=_device, default="cpu", help="where the model runs (default: %(default)s)")
+    group.add_argument("--device", type=device, default="cpu", help="where the model runs (default: %(default)s)")
     add_gym_packages(group)
 
 

@@ -1,9 +1,11 @@
-"""The command line: keywords of environments."""
+"""The command line: how the texts of some arguments are read."""
 
 import argparse
 import re
+import textwrap
 from typing import Any
 
+import torch as th
 import yaml
 
 
@@ -29,3 +31,18 @@ class KeyValues(argparse.Action):
             if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
                 pairs[name] = float(text)
         setattr(namespace, self.dest, pairs)
+
+
+def device(name: str) -> str:
+    """
+    :param name: What ``--device`` got.
+    :return: It, if there is such a device.
+    :raises argparse.ArgumentTypeError: If there is none.
+    """
+    try:
+        if name != "auto":
+            th.empty(1, device=name).item()  # SB3 would take the CPU instead of a GPU that is not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = textwrap.shorten(str(error), 90, placeholder=" ...")
+        raise argparse.ArgumentTypeError(f"{name!r} is none here ({reason}): cpu, cuda, cuda:1 or auto") from error
+    return name
