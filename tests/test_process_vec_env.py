@@ -416,6 +416,8 @@ def test_evaluation_in_processes_equals_that_in_this_one(monkeypatch: pytest.Mon
 
 
 def _kind_of_vec_env(n_envs: int) -> str:
+    with pytest.raises(RuntimeError, match="this process may start no others, as it is a daemon"):
+        make_meta_vec_env(make_slow, n_envs, vec_env_cls=ProcessVecEnv)
     return type(make_meta_vec_env(make_slow, n_envs)).__name__
 
 

@@ -1,6 +1,5 @@
 """``config.json``: a model as data. What is code (a lambda as schedule, an unknown class) is refused when it is saved."""
 
-import contextlib
 import dataclasses
 import inspect
 import math
@@ -27,7 +26,7 @@ from stable_baselines3.common.vec_env import (
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.registration import TASK_FAMILIES
-from sb3_trmrl.envs.trial import TokenSpace, TrialWrapper
+from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.hub.errors import MalformedFileError, NotDescribableError, PretrainedError
 from sb3_trmrl.hub.files import decode_float, encode_float
 from sb3_trmrl.hub.registry import (
@@ -499,18 +498,14 @@ def environment_kwargs(data: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
     return kwargs
 
 
-def makes_trials(data: dict[str, Any]) -> bool:
+def has_tasks(config: dict[str, Any]) -> bool:
     """
-    :param data: What :func:`describe_environment` returned
-    :return: Whether its id, which somebody has registered here, makes trial environments
+    :param config: ``config.json`` of a model
+    :return: Whether it was trained in trials: of a family of this package, or as its observations, which are tokens, tell
     """
-    if data["id"] in TASK_FAMILIES:
-        return True
-    # Not what gym.make would import, and the file may be anybody's
-    if data["id"] not in gym.registry or data["kwargs"] is None:
-        return False
-    with contextlib.closing(gym.make(data["id"], **environment_kwargs(data))) as env:
-        return isinstance(env.unwrapped, TrialWrapper)
+    space = config["observation_space"]
+    is_token = space["type"] == "TokenSpace" or "prev_done" in space.get("spaces", {})
+    return is_token or config["environment"]["id"] in TASK_FAMILIES
 
 
 def make_environment(data: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> VecEnv:

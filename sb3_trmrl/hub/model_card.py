@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from sb3_trmrl.common.evaluation import AdaptationResult
 from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
-from sb3_trmrl.hub.description import CLASSES, ROLLOUT_BUFFERS, decode_policy_kwargs, makes_trials, wrappers_that_play
+from sb3_trmrl.hub.description import CLASSES, ROLLOUT_BUFFERS, decode_policy_kwargs, has_tasks, wrappers_that_play
 
 PICTURE, VIDEO = "adaptation_curve.png", "replay.mp4"
 TAGS = ("reinforcement-learning", "stable-baselines3", "sb3_trmrl")
@@ -20,11 +20,10 @@ ALGORITHM_PAPERS = {
 }
 
 
-def metadata(config: dict[str, Any], adaptation: AdaptationResult | None, has_tasks: bool) -> ModelCardData:
+def metadata(config: dict[str, Any], adaptation: AdaptationResult | None) -> ModelCardData:
     """
     :param config: ``config.json`` of the model
     :param adaptation: How it adapts
-    :param has_tasks: Whether there is something to adapt to
     :return: Metadata; ``mean_reward`` is the return of whole trials, "mean +/- deviation" over tasks, as leaderboards read it
     """
     env_id = config["environment"]["id"]
@@ -46,7 +45,7 @@ def metadata(config: dict[str, Any], adaptation: AdaptationResult | None, has_ta
             )
             for name, value in numbers.items()
         ]
-    tags = [*TAGS, *(["meta-reinforcement-learning"] if has_tasks else []), *([env_id] if env_id is not None else [])]
+    tags = [*TAGS, *(["meta-reinforcement-learning"] if has_tasks(config) else []), *([env_id] if env_id is not None else [])]
     return ModelCardData(library_name="stable-baselines3", tags=tags, model_name=config["algorithm"], eval_results=results)
 
 
@@ -121,7 +120,7 @@ def usage_script(config: dict[str, Any], repo_id: str) -> str:
     env_id, kwargs = config["environment"]["id"], config["environment"]["kwargs"]
     if env_id is None or kwargs is None or wrappers_that_play(config["environment"]):
         pass
-    elif makes_trials(config["environment"]):
+    elif has_tasks(config):
         others = evaluation_kwargs(kwargs)
         env_kwargs = f", env_kwargs={_as_python(others)}" if others else ""
         arguments = f"model, {env_id!r}, n_episodes={kwargs.get('episodes_per_trial', 2)}{env_kwargs}"
@@ -185,15 +184,13 @@ def model_card(
     command = train_command or config["training"]["command"]
     on_env = f" on **{env_id}**" if env_id else ""
     environment = config["environment"]
-    # Of an environment that is not known here, it can't be told
-    has_tasks = env_id not in gym.registry or makes_trials(environment)
-    kind = "meta-reinforcement-learning agent" if has_tasks else "reinforcement-learning agent with a memory"
+    kind = "meta-reinforcement-learning agent" if has_tasks(config) else "reinforcement-learning agent with a memory"
     adapts = "Not told its task, it finds out within a few episodes what to do: its weights stay frozen, its memory adapts."
     sections = [
-        f"---\n{metadata(config, adaptation, has_tasks).to_yaml()}\n---",
+        f"---\n{metadata(config, adaptation).to_yaml()}\n---",
         f"# {algorithm}{on_env}",
         f"A {kind}{on_env}, trained for {steps:,} steps with {ALGORITHM_PAPERS.get(algorithm, algorithm)} of `sb3_trmrl`, for "
-        f"[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3).{' ' + adapts if has_tasks else ''}",
+        f"[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3).{' ' + adapts if has_tasks(config) else ''}",
     ]
     if adaptation is not None:
         n_tasks, n_distinct = len(adaptation.tasks), len({str(task) for task in adaptation.tasks})

@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.registration import evaluation_kwargs
-from sb3_trmrl.hub.description import decode_value, makes_trials, wrappers_that_play
+from sb3_trmrl.hub.description import decode_value, environment_keywords, has_tasks, wrappers_that_play
 from sb3_trmrl.hub.errors import PretrainedError, UploadError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
@@ -118,14 +118,13 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
         where it can't be told or made
     """
     environment = config["environment"]
-    if n_tasks == 0:
+    if n_tasks == 0 or not has_tasks(config):
         return None
     reason = _why_unknown(environment)
     if reason is not None:
         warnings.warn(f"The model card has no adaptation results: {reason}. (n_eval_tasks=0: none are wanted.)", stacklevel=3)
-    if reason is not None or not makes_trials(environment):
         return None
-    env_id, kwargs = environment["id"], decode_value(environment["kwargs"])
+    env_id, kwargs = environment["id"], environment_keywords(environment)
     return evaluate_adaptation(
         model,
         env_id,

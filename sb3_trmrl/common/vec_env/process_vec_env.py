@@ -335,6 +335,11 @@ class ProcessVecEnv(VecEnv):
             raise ValueError(f"n_workers must be an integer >= 1, or None for the number of cores, got {n_workers!r}")
         if not is_number(start_timeout) or not start_timeout > 0:
             raise ValueError(f"start_timeout must be a number > 0 (seconds), got {start_timeout!r}")
+        if multiprocessing.current_process().daemon:
+            raise RuntimeError(
+                "this process may start no others, as it is a daemon (a worker of multiprocessing.Pool is one): use "
+                "DummyVecEnv, or concurrent.futures.ProcessPoolExecutor, whose workers are none"
+            )
         self.n_workers = min(int(n_workers), n_envs)
         self._stepping = False
         self._closed = False
