@@ -35,7 +35,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trmrl import evaluate_adaptation, load
-from sb3_trmrl.cli import argument_types
+from sb3_trmrl.common import argument_types
 from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
@@ -319,10 +319,14 @@ def thinned(points: list[list[Any]], at_most: int = 100) -> list[list[Any]]:
 def facts() -> dict[str, Any]:
     """:return: What a number depends on, beside the settings."""
     here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False).stdout.strip()
+    except OSError:  # no git
+        commit = ""
     packages = ("sb3_trmrl", "stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
     return dict(
-        commit=commit.stdout.strip(),
+        commit=commit,
         versions={name: importlib.metadata.version(name) for name in packages},
         machine=f"{platform.machine()}, {os.cpu_count()} cores",
         date=time.strftime("%Y-%m-%d"),

@@ -313,11 +313,12 @@ def origin(runs: Runs) -> str:
 def of_usual_length(runs: Runs) -> Runs:
     """
     :param runs: Runs.
-    :return: Those of as many steps of training as most of them, to an iteration.
+    :return: Those of as many steps of training as most of them, to an iteration; the longer ones of as many.
     """
-    lengths = [run["curve"][-1][0] for run in runs]
-    timesteps = max(lengths, key=lengths.count, default=0)
-    return [run for run, length in zip(runs, lengths, strict=True) if abs(length - timesteps) < 0.1 * timesteps]
+    lengths = np.array([run["curve"][-1][0] for run in runs])
+    alike = abs(lengths[:, None] - lengths) < 0.1 * lengths
+    usual = max(range(len(runs)), key=lambda index: (alike[:, index].sum(), lengths[index]), default=None)
+    return [] if usual is None else [run for run, is_alike in zip(runs, alike[:, usual], strict=True) if is_alike]
 
 
 def grouped(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:

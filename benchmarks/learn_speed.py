@@ -20,7 +20,7 @@ import torch as th
 from campaign import make_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_trmrl.cli import argument_types
+from sb3_trmrl.common import argument_types
 from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.zoo import ALGORITHMS
 

@@ -239,7 +239,10 @@ def report(runs: list[dict[str, Any]], family: str, folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    runs = of_usual_length([run for run in runs if run["family"] == family])
+    of_family = [run for run in runs if run["family"] == family]
+    runs = list(of_usual_length(of_family))
+    if len(runs) < len(of_family):
+        print(f"\n{family}: {len(of_family) - len(runs)} trainings of other lengths than most are left out")
     print_table(runs, f"{family}, all memories", LABELS)
     print_table(runs, f"{family}, one factor at a time", VARIANTS)
     runs = [run for run in runs if run["agent"] in LABELS]

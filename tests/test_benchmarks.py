@@ -85,7 +85,9 @@ def test_a_campaign_and_its_report(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_shows_before_the_campaign(option: str, value: str, told: str, tmp_path: Path) -> None:
-    done = script("campaign.py", tmp_path, "--agents", "trmrl", "--families", "PointRobot-v0", option, value)
+    # Were it not told, little would be trained
+    little = ["--timesteps", "1", "--seeds", "0", "--results", "mine.jsonl", "--folder", "runs"]
+    done = script("campaign.py", tmp_path, *little, "--agents", "trmrl", "--families", "PointRobot-v0", option, value)
     assert done.returncode == 2 and f"argument {option}: {told}" in done.stderr and not done.stdout
 
 

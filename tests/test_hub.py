@@ -328,13 +328,48 @@ def own_family() -> Iterator[str]:
     gym.registry.pop("ShorterRobot-v0", None)
 
 
+def make_four_episodes(episodes_per_trial: int = 4, **kwargs: Any) -> TrialWrapper:
+    return TrialWrapper(PointRobot(horizon=4), episodes_per_trial, **kwargs)
+
+
+def make_fixed() -> TrialWrapper:
+    return TrialWrapper(PointRobot(horizon=4), 3)
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "wrapper", "numbers"),
+    [
+        (make_four_episodes, None, 4),
+        (make_fixed, None, "unexpected keyword argument"),
+        (make_shorter_robot, gym.wrappers.FlattenObservation, "it was trained in FlattenObservation"),
+    ],
+)
+def test_whatever_a_family_takes_its_agent_is_published(
+    entry_point: Any, wrapper: Any, numbers: Any, hub: FakeHub, own_family: str
+) -> None:
+    gym.registry[own_family].entry_point = entry_point
+    env = DummyVecEnv([lambda: gym.make(own_family) if wrapper is None else wrapper(gym.make(own_family))])
+    policy_kwargs = dict(normalize_observations=False)
+    model = TrMRLPPO("TrMRLPolicy", env, n_steps=20, batch_size=20, n_epochs=1, device="cpu", policy_kwargs=policy_kwargs)
+    if isinstance(numbers, str):
+        with pytest.warns(UserWarning, match=rf"no adaptation results: .*{numbers}"):
+            push(model, hub, n_eval_tasks=3)
+    else:
+        push(model, hub, n_eval_tasks=3)
+    card = hub.files(REPO)["README.md"].decode()
+    assert ("## Adaptation" in card) is (f"name: return_episode_{numbers}" in card) is isinstance(numbers, int)
+    assert "A meta-reinforcement-learning agent on **ShorterRobot-v0**" in card
+    if wrapper is None:
+        assert f"'ShorterRobot-v0', n_episodes={3 if isinstance(numbers, str) else numbers})" in card
+
+
 def test_own_families_get_their_numbers(hub: FakeHub, own_family: str) -> None:
     env = make_meta_vec_env(own_family, 2, seed=0, env_kwargs=dict(episodes_per_trial=3))
     model = TrMRLPPO("TrMRLPolicy", env, n_steps=20, batch_size=20, n_epochs=1, seed=3, device="cpu").learn(40)
     push(model, hub, n_eval_tasks=3)
     card = hub.files(REPO)["README.md"].decode()
     assert "One trial on each of 3 unseen tasks" in card and "name: return_episode_3" in card
-    first = "# First import the module that registers 'ShorterRobot-v0'\n"
+    first = f"# First import the module that registers 'ShorterRobot-v0', perhaps {__name__.partition('.')[0]}\n"
     assert f"{first}import sb3_trmrl\n" in card and f"{first}from sb3_trmrl import TrMRLPPO\n" in card
     assert "sb3_trmrl.evaluate_adaptation(model, 'ShorterRobot-v0', n_episodes=3)" in card
     assert "model.set_env(env)  # made as below\nmodel.learn(100_000, reset_num_timesteps=False)" in card

@@ -361,6 +361,16 @@ def test_default_numbers_of_steps_follow_the_environments_that_a_model_is_loaded
     for given, expected in ((None, 409), (5, 5)):
         loaded = algorithm.load(tmp_path / "model.zip", env=counter_vec_env(20), n_steps=given, device="cpu")
         assert loaded.n_steps == loaded.rollout_buffer.buffer_size == expected
+    # A number that is given stays, be it that of the file
+    algorithm(policy, counter_vec_env(1), device="cpu").save(tmp_path / "model.zip")
+    told: list[dict[str, Any]] = [dict(n_steps=8192), dict(custom_objects=dict(n_steps=8192))]
+    for kwargs in told:
+        assert algorithm.load(tmp_path / "model.zip", env=counter_vec_env(4), device="cpu", **kwargs).n_steps == 8192
+    # So does that of a zip from before numbers were told apart
+    old = algorithm(policy, counter_vec_env(16), n_steps=8192, device="cpu")
+    del old._default_n_steps
+    old.save(tmp_path / "old.zip")
+    assert algorithm.load(tmp_path / "old.zip", device="cpu").n_steps == 8192
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3, start=-1), spaces.MultiDiscrete([2, 3], start=[0, 1])])

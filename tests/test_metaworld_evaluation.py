@@ -11,6 +11,7 @@ import pytest
 from sb3_trmrl import AdaptationResult, TrMRLPPO, evaluate_metaworld, load
 from sb3_trmrl.cli.text import evaluation_data, evaluation_text
 from sb3_trmrl.common.evaluation import evaluate_adaptation
+from sb3_trmrl.common.meta_learning_agent import PROTOCOL
 from sb3_trmrl.common.metaworld_evaluation import EnvironmentScore, MemoryAgent, MetaWorldResult, TokenObservation
 from sb3_trmrl.common.references import task_vector
 from sb3_trmrl.envs.metaworld import benchmark_goals
@@ -39,6 +40,12 @@ def test_results_by_environment() -> None:
     np.testing.assert_array_equal(parts["a-v3"].success, [[True, False, True, False], [True, True, False, False]])
     plain = AdaptationResult(tasks=[{"goal": [1.0, 2.0]}], returns=np.ones((1, 2)), lengths=np.ones((1, 2)), success=None)
     assert plain.by_environment() == {}
+
+
+def test_agents_with_metaworlds_protocol_are_for_its_own_evaluation() -> None:
+    agent = type("Agent", (), dict.fromkeys(PROTOCOL, lambda self: None))()
+    with pytest.raises(ValueError, match="one with Meta-World's own protocol"):
+        evaluate_metaworld(agent, "ML1-reach-v3")
 
 
 def test_environments_in_the_command_line() -> None:

@@ -22,6 +22,28 @@ PACKAGE = Path(sb3_trmrl.__file__).resolve().parent
 VERSION = (ROOT / "sb3_trmrl" / "version.txt").read_text(encoding="utf-8").strip()
 
 
+IMPORTS_EACH_ALONE = """
+import os, sys
+import gymnasium, huggingface_hub, matplotlib, rl_zoo3, sb3_contrib, torch  # what takes long, once
+import sb3_trmrl  # which every import of a module begins with
+for module in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        __import__(module)
+        os._exit(0)  # a failed import ends with 1
+    assert os.waitpid(child, 0)[1] == 0, module
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="imports in forks")
+def test_every_module_can_be_imported_first() -> None:
+    modules = [path.relative_to(PACKAGE.parent).with_suffix("") for path in sorted(PACKAGE.rglob("*.py"))]
+    names = [".".join(path.parts).removesuffix(".__init__") for path in modules if path.name != "__main__"]
+    names = [name for name in names if "metaworld" not in name]  # needs an extra
+    assert "sb3_trmrl.hub.commands" in names
+    run(sys.executable, "-c", IMPORTS_EACH_ALONE, *names, cwd=ROOT, SB3_TRMRL_NO_ZOO_HOOK="1")
+
+
 def metadata_requirements() -> list[Requirement]:
     return [Requirement(line) for line in importlib.metadata.requires("sb3_trmrl") or []]
 

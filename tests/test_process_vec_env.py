@@ -24,6 +24,7 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trmrl import TrMRLPPO
+from sb3_trmrl.common import env_util
 from sb3_trmrl.common.env_util import fastest_vec_env, make_meta_vec_env
 from sb3_trmrl.common.evaluation import evaluate_adaptation
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv, process_vec_env
@@ -416,6 +417,7 @@ def test_evaluation_in_processes_equals_that_in_this_one(monkeypatch: pytest.Mon
 
 
 def _kind_of_vec_env(n_envs: int) -> str:
+    env_util.n_usable_cores = lambda: 2
     with pytest.raises(RuntimeError, match="this process may start no others, as it is a daemon"):
         make_meta_vec_env(make_slow, n_envs, vec_env_cls=ProcessVecEnv)
     return type(make_meta_vec_env(make_slow, n_envs)).__name__

@@ -267,7 +267,8 @@ def test_hyperparameters_come_back(tmp_path: Path) -> None:
 
 def test_config_tells_where_it_comes_from(tmp_path: Path) -> None:
     config = json.loads((small().save_pretrained(tmp_path / "model") / "config.json").read_text())
-    assert config["environment"] == {"id": "PointRobot-v0", "kwargs": {"horizon": 5}, "n_envs": 2}
+    environment = {"id": "PointRobot-v0", "kwargs": {"horizon": 5}, "n_envs": 2, "episodes_per_trial": 2}
+    assert config["environment"] == environment
     assert config["normalization"] == {"policy": True, "vec_normalize_observations": False}
     assert set(config["versions"]) >= {"sb3_trmrl", "stable_baselines3", "torch", "mujoco"}
     assert config["files"].keys() == {"model.safetensors", "optimizer.safetensors", "training.json", "training.safetensors"}

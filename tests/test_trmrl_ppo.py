@@ -808,7 +808,9 @@ class Clock(gym.Env[np.ndarray, np.ndarray]):
 
 def test_huge_observations_cost_the_first_update_only():
     model = TrMRLPPO("TrMRLPolicy", Clock(1e7), n_steps=128, batch_size=128, seed=0, device="cpu")
-    with pytest.warns(UserWarning, match=r"Observations of 1e\+07 are too large .* From the next rollout on they are"):
+    with pytest.warns(
+        UserWarning, match=r"Observations \(or rewards\) of 1e\+07 are too large .* From the next rollout on they are"
+    ):
         model.learn(128)
     before = weights(model)
     with warnings.catch_warnings():
@@ -827,6 +829,13 @@ def test_a_vec_env_that_answers_every_question_with_none_plays_no_trials():
         warnings.simplefilter("error")
         make_model(AnswersNone([NoisyForever])).learn(13)
         make_model(VecNormalize(AnswersNone([NoisyForever])), policy_kwargs=dict(normalize_observations=False)).learn(13)
+
+
+def test_what_else_is_not_finite_in_the_first_update_is_no_matter_of_observations():
+    model = TrMRLPPO("TrMRLPolicy", Clock(2e4), n_steps=128, batch_size=128, seed=0, device="cpu")
+    model.lr_schedule = lambda remaining: float("nan")
+    with pytest.raises(FloatingPointError, match="learning rate is not finite"):
+        model.learn(128)
 
 
 class TellsTrials(NoisyForever):

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from sb3_trmrl.cli.argument_types import KeyValues, device
 from sb3_trmrl.cli.commands import compare, evaluate, inspect, references, report
 from sb3_trmrl.cli.plot import plot
+from sb3_trmrl.common.argument_types import KeyValues, device
 from sb3_trmrl.common.references import AGENTS
 from sb3_trmrl.hub.commands import add_parser as add_hub_parser
 from sb3_trmrl.runs import ALGORITHMS

@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.evaluation import AdaptationResult, PredictsActions, evaluate_adaptation, make_trials
-from sb3_trmrl.common.meta_learning_agent import Timestep
+from sb3_trmrl.common.meta_learning_agent import Timestep, is_meta_learning_agent
 from sb3_trmrl.common.statistics import curve_interval
 from sb3_trmrl.envs.metaworld import METAWORLD_ENVS, MetaWorldEnv
 from sb3_trmrl.envs.trial import TokenSpace
@@ -131,9 +131,11 @@ def evaluate_metaworld(
     :param n_envs: How many tasks are played side by side
     :param progress_bar: Show a progress bar of the episodes
     :return: Success rate, return, and both by environment
-    :raises ValueError: for another environment and a bad number
+    :raises ValueError: for another environment, an agent with Meta-World's protocol and a bad number
     :raises ImportError: without the extra ``metaworld``
     """
+    if is_meta_learning_agent(model):
+        raise ValueError("model must have SB3's predict; one with Meta-World's own protocol is for metaworld.evaluation.")
     if env_id not in METAWORLD_ENVS:
         raise ValueError(f"env_id must be one of Meta-World's, 'ML1-reach-v3' or 'ML10-v3' say, got {env_id!r}.")
     for name, value, least in (

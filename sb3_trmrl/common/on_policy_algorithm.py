@@ -1,11 +1,13 @@
 """SB3's PPO for policies with a memory: what TrMRLPPO and RL2PPO share."""
 
 import contextlib
+import io
 import math
+import pathlib
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -27,6 +29,8 @@ from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.save_util import PretrainedMixin
 from sb3_trmrl.envs.trial import TokenSpace
 from sb3_trmrl.memory_encoders import MemoryState
+
+SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
 #: Multiplications of a step of acting, about one for each weight and token, up to which one thread is enough
 SMALL_STEP = 2**24
@@ -133,7 +137,9 @@ class MemoryPPO(PretrainedMixin, PPO):
         # SB3 needs a number now; where none was given, it follows the number of environments when the model is loaded, too
         self._default_n_steps: int | None = None
         if n_steps is None:
-            n_steps = self._default_n_steps = default_n_steps(env.num_envs if isinstance(env, VecEnv) else 1)
+            n_steps = default_n_steps(env.num_envs if isinstance(env, VecEnv) else 1)
+            # In load(), the file tells whether one was given
+            self._default_n_steps = n_steps if _init_setup_model else None
         self.bootstrap_trial_end = bootstrap_trial_end
         self.bootstrap_episode_end = bootstrap_episode_end
         self.trial_info_buffer: deque[dict[str, Any]] | None = None
@@ -248,8 +254,35 @@ class MemoryPPO(PretrainedMixin, PPO):
         self._check_tokens(vec_env)
         super().set_env(vec_env, force_reset)
 
+    @classmethod
+    def load(
+        cls: type[SelfMemoryPPO],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfMemoryPPO:
+        """
+        Load the model from a zip-file, see SB3. Where ``n_steps`` was not given, it follows the number of environments.
+
+        :param path: Path to the file (or a file-like) where to load the model from
+        :param env: The new environment to run the loaded model on
+        :param device: Device on which the code should run
+        :param custom_objects: Objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: Extra arguments to change the model when loading
+        :return: The model
+        """
+        if {**(custom_objects or {}), **kwargs}.get("n_steps") is not None:
+            kwargs["_default_n_steps"] = None
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
     def _resolve_n_steps(self) -> None:
-        if self.n_steps in (None, self._default_n_steps):  # None: given to load()
+        if self.n_steps in (None, self._default_n_steps):
             self.n_steps = self._default_n_steps = default_n_steps(self.n_envs)
 
     def _setup_model(self) -> None:
@@ -532,13 +565,13 @@ class MemoryPPO(PretrainedMixin, PPO):
         try:
             with fast_linear():
                 self._update()
-        except FloatingPointError:
+        except NonFiniteGradient:
             largest = 0.0 if normalizer is None else normalizer.largest_unscaled(tokens)
             if largest < HUGE_OBSERVATION:
                 raise
             warnings.warn(
-                f"Observations of {largest:.3g} are too large for a network, and nothing was known yet to normalise them by: "
-                "the first update was broken off. From the next rollout on they are normalised.",
+                f"Observations (or rewards) of {largest:.3g} are too large for a network, and nothing was known yet to "
+                "normalise them by: the first update was broken off. From the next rollout on they are normalised.",
                 stacklevel=2,
             )
         finally:
@@ -561,6 +594,10 @@ class MemoryPPO(PretrainedMixin, PPO):
         # The last rollout may end behind total_timesteps: a schedule such as RL Zoo's lin_1e-3 would be negative there, and
         # the last update would unlearn
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+
+class NonFiniteGradient(FloatingPointError):
+    """A gradient is infinite or NaN."""
 
 
 def default_n_steps(n_envs: int) -> int:
@@ -606,13 +643,14 @@ def refuse_non_finite_gradients(optimizer: th.optim.Optimizer, args: Any, kwargs
     """
     A pre-hook of an optimizer's step: weights that are NaN can't be mended, a refused step can.
 
-    :raises FloatingPointError: if a gradient or the learning rate is not finite
+    :raises NonFiniteGradient: if a gradient is not finite
+    :raises FloatingPointError: if the learning rate is not finite
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
         raise FloatingPointError("The learning rate is not finite; the step was refused: mend learning_rate or its schedule.")
     if not th.isfinite(th.stack([gradient.sum() for gradient in gradients])).all():
-        raise FloatingPointError(
+        raise NonFiniteGradient(
             "A gradient is not finite; the step was refused and the weights are as they were before it. Lower learning_rate, "
             "set max_grad_norm (now perhaps infinite), or look for huge rewards or observations."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sb3_trmrl.cli.argument_types import KeyValues
+from sb3_trmrl.common.argument_types import KeyValues
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.hub.description import encode_value
 from sb3_trmrl.hub.errors import PretrainedError

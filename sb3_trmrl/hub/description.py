@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.env_util import make_meta_vec_env, plays_trials
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.registration import TASK_FAMILIES
 from sb3_trmrl.envs.trial import TokenSpace
@@ -427,9 +427,12 @@ def describe_environment(env: VecEnv | None, n_envs: int) -> dict[str, Any]:
     :param env: The training environment
     :param n_envs: Number of its slots
     :return: ``id`` and ``kwargs`` of what ``gym.make`` made (None where it was made otherwise or can't be written down),
-        ``n_envs``, and perhaps ``wrappers``: names of what was around it and would be missing if it were made again
+        ``n_envs``, ``episodes_per_trial`` (None without trials; missing where there is no environment), and perhaps
+        ``wrappers``: names of what was around it and would be missing if it were made again
     """
     data: dict[str, Any] = {"id": None, "kwargs": None, "n_envs": n_envs}
+    if env is not None:
+        data["episodes_per_trial"] = env.get_attr("episodes_per_trial", indices=0)[0] if plays_trials(env) else None
     specs = env.get_attr("spec") if env is not None and env.has_attr("spec") else []
     if not specs or specs[0] is None or any(spec is None or spec.id != specs[0].id for spec in specs):
         return data
@@ -501,8 +504,11 @@ def environment_kwargs(data: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
 def has_tasks(config: dict[str, Any]) -> bool:
     """
     :param config: ``config.json`` of a model
-    :return: Whether it was trained in trials: of a family of this package, or as its observations, which are tokens, tell
+    :return: Whether it was trained in trials. Where nobody has told (SB3's zips, older files), a family of this package and
+        observations that are tokens tell
     """
+    if "episodes_per_trial" in config["environment"]:
+        return config["environment"]["episodes_per_trial"] is not None
     space = config["observation_space"]
     is_token = space["type"] == "TokenSpace" or "prev_done" in space.get("spaces", {})
     return is_token or config["environment"]["id"] in TASK_FAMILIES

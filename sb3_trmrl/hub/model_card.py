@@ -123,7 +123,8 @@ def usage_script(config: dict[str, Any], repo_id: str) -> str:
     elif has_tasks(config):
         others = evaluation_kwargs(kwargs)
         env_kwargs = f", env_kwargs={_as_python(others)}" if others else ""
-        arguments = f"model, {env_id!r}, n_episodes={kwargs.get('episodes_per_trial', 2)}{env_kwargs}"
+        n_episodes = config["environment"].get("episodes_per_trial") or kwargs.get("episodes_per_trial", 2)
+        arguments = f"model, {env_id!r}, n_episodes={n_episodes}{env_kwargs}"
         lines += [f"result = sb3_trmrl.evaluate_adaptation({arguments})", "print(result.curve)"]
     else:
         imports = ["import gymnasium as gym", "from stable_baselines3.common.evaluation import evaluate_policy", "", *imports]
@@ -135,9 +136,13 @@ def usage_script(config: dict[str, Any], repo_id: str) -> str:
 def _imports_of(env_id: str | None) -> list[str]:
     """:return: What has to be done before an id can be made; nothing for those that come with the package and gymnasium."""
     spec = gym.registry.get(env_id) if env_id is not None else None
-    comes_along = spec is not None and str(spec.entry_point).startswith("gymnasium.")
-    known = env_id is None or env_id in TASK_FAMILIES or comes_along
-    return [] if known else [f"# First import the module that registers {env_id!r}"]
+    entry_point = None if spec is None else spec.entry_point
+    package = (entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")).partition(".")[0]
+    if env_id is None or env_id in TASK_FAMILIES or package == "gymnasium":
+        return []
+    return [
+        f"# First import the module that registers {env_id!r}" + (f", perhaps {package}" if package.isidentifier() else "")
+    ]
 
 
 def _as_python(value: Any) -> str:

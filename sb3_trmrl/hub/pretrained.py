@@ -20,11 +20,13 @@ from stable_baselines3.common.utils import FloatSchedule, check_for_correct_spac
 from torch.distributions import Distribution
 from torch.nn.modules import module as module_hooks
 
+from sb3_trmrl.common.arguments import is_integer
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.common.versions import versions
 from sb3_trmrl.hub import training_state as state_io
 from sb3_trmrl.hub.description import (
     MAX_ENVS,
+    MAX_STEPS,
     decode_space,
     describe_environment,
     describe_hyperparameters,
@@ -326,6 +328,11 @@ def _check_sections(config: dict[str, Any], path: Path) -> None:
     wrappers = config["environment"].get("wrappers", [])
     if not isinstance(wrappers, list) or not all(isinstance(name, str) and name.isidentifier() for name in wrappers):
         raise MalformedFileError(f"wrappers in {path} must be a list of names, got {str(wrappers)[:100]}.")
+    episodes = config["environment"].get("episodes_per_trial")
+    if episodes is not None and not (is_integer(episodes, 1) and episodes <= MAX_STEPS):
+        raise MalformedFileError(
+            f"episodes_per_trial in {path} must be in [1, {MAX_STEPS}] or null, got {str(episodes)[:50]}."
+        )
     for name, value in config["training"].items():
         if isinstance(value, int) and not 0 <= value < 2**53:
             raise MalformedFileError(f"{name} in {path} must be in [0, 2^53), got {str(value)[:50]}.")
@@ -402,6 +409,8 @@ def _build(
     with th.random.fork_rng(devices=[]):
         model = cls(policy_class, None, device=device, _init_setup_model=False, **hyperparameters)  # type: ignore[arg-type]
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
+        if hyperparameters.get("n_steps") is None:
+            model.n_steps = None  # type: ignore[assignment]
         model._resolve_n_steps()
         _check_before_building(model, infos, 1 if n_trusted else n_envs)
         seed, model.seed = model.seed, None

@@ -1,4 +1,4 @@
-"""The command line: how the texts of some arguments are read."""
+"""How command lines read the texts of some arguments."""
 
 import argparse
 import re
