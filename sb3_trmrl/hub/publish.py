@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_trmrl.common.evaluation import AdaptationResult, evaluate_adaptation, make_trials
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.envs.registration import TASK_FAMILIES, evaluation_kwargs
-from sb3_trmrl.hub.description import decode_value, environment_keywords, has_tasks, wrappers_that_play
+from sb3_trmrl.hub.description import decode_value, environment_kwargs, has_tasks, wrappers_that_play
 from sb3_trmrl.hub.errors import PretrainedError, UploadError
 from sb3_trmrl.hub.files import replace_folder
 from sb3_trmrl.hub.model_card import PICTURE, VIDEO, model_card
@@ -135,7 +135,7 @@ def evaluate_for_card(model: MemoryPPO, config: dict[str, Any], n_tasks: int) ->
 
 
 def _evaluate_as_trained(model: MemoryPPO, environment: dict[str, Any], n_tasks: int) -> AdaptationResult:
-    env_id, kwargs = environment["id"], environment_keywords(environment)
+    env_id, kwargs = environment["id"], environment_kwargs(environment)
     with contextlib.closing(make_trials(env_id, kwargs)) as trials:
         n_episodes = trials.episodes_per_trial
     return evaluate_adaptation(
