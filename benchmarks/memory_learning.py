@@ -10,11 +10,9 @@ one thread; ``--jobs`` of them run at once.
 """
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch as th
+from campaign import facts
 from campaign_report import of_usual_length
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -307,13 +306,10 @@ def main() -> None:
             for agent in arguments.agents
             if (family, agent, seed) not in done
         ]
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-        )
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "stable-baselines3", "gymnasium", "mujoco")}
+        origin = facts()
         with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
             for run in pool.imap_unordered(_train, missing):
-                run.update(commit=commit.stdout.strip(), versions=versions, date=time.strftime("%Y-%m-%d"))
+                run.update(origin)
                 with arguments.output.open("a") as file:
                     file.write(json.dumps(run) + "\n")
                 runs.append(run)

@@ -217,9 +217,8 @@ def model_card(
             "fresh trials": "with its optimizer and counters, in fresh trials",
         }[resumes_with]
         made_by_learn = env_id in TASK_FAMILIES and environment["kwargs"] is not None and not environment.get("wrappers")
-        code = (
-            "" if made_by_learn else "model.set_env(env)  # made as below\n"
-        ) + "model.learn(100_000, reset_num_timesteps=False)"
+        code = "model.learn(100_000, reset_num_timesteps=False)"
+        code = code if made_by_learn else f"model.set_env(env)  # made as below\n{code}"
         sections.append(f"To go on training, {how}:\n\n```python\n{code}\n```")
     if zip_name is not None:
         sections.append(
