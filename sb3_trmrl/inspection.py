@@ -218,7 +218,10 @@ class Inspection:
             arrays = read_arrays(Path(path))
             return cls(result, arrays["embeddings"], arrays["attention"])
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no saved Inspection, or it is broken: {error}") from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{path} is no saved Inspection, or it is broken: {reason}. `sb3-trmrl inspect` writes one."
+            ) from error
 
 
 def inspect_trials(

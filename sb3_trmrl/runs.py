@@ -8,8 +8,8 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
-from sb3_contrib import RecurrentPPO
-from stable_baselines3 import PPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -21,8 +21,13 @@ from sb3_trmrl.envs.registration import evaluation_kwargs
 from sb3_trmrl.rl2_ppo import RL2PPO
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"trmrl": TrMRLPPO, "rl2": RL2PPO, "ppo": PPO, "ppo_lstm": RecurrentPPO}
-"""By the name that ``--algo`` takes, here and in RL Zoo."""
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "trmrl": TrMRLPPO,
+    "rl2": RL2PPO,
+    **{"ppo": PPO, "a2c": A2C, "ddpg": DDPG, "dqn": DQN, "sac": SAC, "td3": TD3},
+    **{"ppo_lstm": RecurrentPPO, "ars": ARS, "crossq": CrossQ, "qrdqn": QRDQN, "tqc": TQC, "trpo": TRPO},
+}
+"""By the name that ``--algo`` takes, here and in RL Zoo: ours, SB3's, sb3-contrib's."""
 
 
 class _ZooLoader(yaml.SafeLoader):
@@ -145,7 +150,9 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
 
     try:
         model = load(source, device=device)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except LocalEntryNotFoundError as error:  # says already that there is no such folder either
+        raise ValueError(" ".join(str(error).split())) from error
+    except (HfHubHTTPError, HFValidationError) as error:
         reason = " ".join(str(error).split())  # the Hub's texts have several lines
         raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {reason}") from error
     check_acts_alone(model.saved_normalized, source)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_trmrl import RL2PPO, AdaptationResult, evaluate_adaptation
@@ -239,6 +240,26 @@ def test_agents_behind_vec_normalize_see_what_they_were_trained_on():
     callback._evaluate()
     np.testing.assert_array_equal(callback.results[-1].returns, normalized.returns)
     assert not np.allclose(raw.returns, normalized.returns)
+
+
+class TurnsActions(gym.ActionWrapper):
+    """What an agent has learned in it is the worst without it."""
+
+    def action(self, action):
+        return -action
+
+
+def test_an_agent_is_not_judged_without_the_wrappers_of_its_training():
+    env = make_vec_env(ENV_ID, n_envs=2, wrapper_class=TurnsActions)
+    model = make_model(env)
+    with pytest.raises(ValueError, match=rf"evaluate {ENV_ID} without TurnsActions, which training has.*give env_id"):
+        model.learn(40, callback=MetaEvalCallback())
+    turned = MetaEvalCallback(40, 2, 1, env_id=lambda **kwargs: TurnsActions(gym.make(ENV_ID, **kwargs)))
+    model.learn(40, callback=turned)
+    callback = MetaEvalCallback(40, 2, 1, env_id=ENV_ID)  # by name it is what is wanted
+    callback.init_callback(model)
+    callback._evaluate()
+    assert not np.array_equal(turned.results[0].returns, callback.results[0].returns)
 
 
 @pytest.mark.parametrize("name", ["eval_freq", "n_tasks", "n_episodes"])

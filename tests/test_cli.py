@@ -1,7 +1,9 @@
 """The command line does what the functions do, and ends with one line and a code where the user is wrong."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.cli.text import to_json
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.references import RandomAgent
-from sb3_trmrl.runs import learning_curves, load_run
+from sb3_trmrl.runs import ALGORITHMS, learning_curves, load_run
 
 SMALL = dict(memory_encoder_kwargs=dict(embed_dim=8, n_heads=2, n_layers=1))
 FEW = ["--n-tasks", "3", "--n-episodes", "2"]
@@ -251,7 +253,35 @@ def test_references_that_nobody_asked_for_are_not_missed(capsys, model_zip, tmp_
     assert run("evaluate", *few, "--no-references", "-o", tmp_path / "R.JSON") == 0
     assert "No references" not in capsys.readouterr().out and len(AdaptationResult.load(tmp_path / "R.JSON").tasks) == 3
     assert run("evaluate", *few, "--env-kwargs", "horizon:3") == 0
-    assert "No references for this family" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"No references for this family, split and keywords: `sb3-trmrl references {ENV} --env-kwargs horizon:3`" in told
+    few_steps = ["--timesteps", "64", "--n-tasks", "3", "--n-episodes", "2", "--agents", "random"]
+    assert run(*shlex.split(told.split("`")[1])[1:], *few_steps) == 0
+    assert run("evaluate", *few, "--env-kwargs", "horizon:3") == 0
+    assert "No references" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo, env_id", [("sac", ENV), ("dqn", "MetaBandit-v0"), ("tqc", ENV)])
+def test_runs_of_the_other_algorithms(capsys, algo, env_id, tmp_path):
+    ALGORITHMS[algo]("MlpPolicy", env_id, device="cpu", seed=0, buffer_size=100).save(tmp_path / "model.zip")  # type: ignore[call-arg]
+    assert run("evaluate", tmp_path / "model.zip", "--algo", algo, "--env", env_id, *FEW, "--json") == 0
+    assert np.shape(json.loads(capsys.readouterr().out)["test"]["returns"]) == (3, 2)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run("--version")
+    assert capsys.readouterr().out == f"sb3-trmrl {sb3_trmrl.__version__}\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(results):
+    # As `| head -1`: the pipe has no reader when the table comes
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sb3_trmrl", "compare", str(results / "b.npz")]
+    process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_yaml_of_a_log_folder_runs_nothing(tmp_path, zoo_folder):
@@ -467,7 +497,8 @@ def test_mistakes_of_the_others(capsys, results, zoo_folder):
     (results / "folder.png").mkdir()
     for output, told in (("folder.png", "is a folder"), ("b.npz/p.png", "b.npz' is no folder that you may write to")):
         assert told in error_of(capsys, "plot", "adaptation", results / "b.npz", "-o", results / output)
-    assert "b.npz is no saved Inspection" in error_of(capsys, "plot", "attention", results / "b.npz", "-o", results / "p.png")
+    told = error_of(capsys, "plot", "attention", results / "b.npz", "-o", results / "p.png")
+    assert "b.npz is no saved Inspection, or it is broken: it has no 'embeddings'. `sb3-trmrl inspect` writes one" in told
     assert "is no folder" in error_of(capsys, "plot", "learning", results / "b.npz", "-o", results / "p.png")
     assert "no monitor.csv" in error_of(capsys, "plot", "learning", results, "-o", results / "p.png")
     assert "parameter must be one of" in error_of(

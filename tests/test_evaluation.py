@@ -573,7 +573,7 @@ def test_more_mistakes():
         evaluate_adaptation(DoNothing(), "PointRobot-v0", env_kwargs=dict(horizn=3))
     with pytest.raises(ValueError, match=r"split='ood' does not exist in HalfCheetahDir, it has \['train', 'test'\]"):
         evaluate_adaptation(DoNothing(), "HalfCheetahDir-v0", split="ood")
-    with pytest.raises(ValueError, match="action must be finite"):
+    with pytest.raises(ValueError, match=r"action for .* must be finite"):
         evaluate_adaptation(lambda tokens: np.full((len(tokens), 2), np.nan), "PointRobot-v0", n_tasks=2)
 
 

@@ -397,7 +397,7 @@ def test_strings_do_not_hide_structure() -> None:
 
 
 def test_no_folder_and_no_repository(tmp_path: Path) -> None:
-    for nothing in (tmp_path / "nothing", str(tmp_path / "nothing"), "nothing", "../a/b/c"):
+    for nothing in (tmp_path / "nothing", str(tmp_path / "nothing"), "nothing", "../a/b/c", "./nothing", "../nothing"):
         with pytest.raises(MissingFileError, match="There is no folder"):
             sb3_trmrl.load(nothing)
     with pytest.raises(MissingFileError, match=r"holds no config.json"):

@@ -315,7 +315,7 @@ def test_without_an_environment_that_can_be_made_learn_says_what_to_do(tmp_path:
     ("make", "wrapper"),
     [
         (lambda: VecNormalize(make_meta_vec_env("PointRobot-v0", 2, seed=0), norm_obs=False), "VecNormalize"),
-        (lambda: make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(max_episode_steps=7)), "TimeLimit"),
+        (lambda: make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(max_episode_steps=999)), "TimeLimit"),
         (lambda: DummyVecEnv([rewards_times_ten] * 2), "TransformReward"),
         (lambda: RewardsTimesTen(make_meta_vec_env("PointRobot-v0", 2, seed=0)), "RewardsTimesTen"),
     ],
@@ -434,6 +434,7 @@ def test_draws_after_a_state_was_taken_leave_it() -> None:
         (dict(n_envs=3), "2 environment slots, this environment 3"),
         (dict(env_kwargs=dict(horizon=7, split="test")), "'split': 'test'"),
         (dict(env_kwargs=dict(horizon=8)), "'horizon': 8"),
+        (dict(tasks=[dict(goal=[0.9, 0.0]), dict(goal=[-0.9, 0.0])]), "other tasks"),
     ],
 )
 def test_another_environment_starts_fresh_trials_and_says_why(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -443,6 +444,24 @@ def test_another_environment_starts_fresh_trials_and_says_why(change: dict[str, 
     model = sb3_trmrl.load(tmp_path / "model", env=env, device="cpu")
     with pytest.warns(UserWarning, match=f"fresh trials.*{reason}"):
         model.learn(30, reset_num_timesteps=False)
+
+
+def test_the_tasks_of_an_environment_that_is_given_are_played(tmp_path: Path) -> None:
+    tasks = [dict(goal=[0.9, 0.0]), dict(goal=[-0.9, 0.0])]
+
+    def listed(tasks: Any) -> Any:
+        return make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7), tasks=tasks)
+
+    small(listed(tasks)).learn(40).save_pretrained(tmp_path / "model")
+    env = listed(None)
+    model = sb3_trmrl.load(tmp_path / "model", env=env, device="cpu")
+    with pytest.warns(UserWarning, match="fresh trials.*other tasks"):
+        model.learn(30, reset_num_timesteps=False)
+    assert env.get_attr("draws_tasks") == [True, True]
+    for env in (listed(tasks), None):  # the same ones, and whatever it was: exactly where it was
+        model = sb3_trmrl.load(tmp_path / "model", env=env, device="cpu")
+        model.learn(30, reset_num_timesteps=False)
+        assert model.env is not None and [task["goal"][0] for task in model.env.env_method("get_task")] == [0.9, -0.9]
 
 
 class SaveInStep(BaseCallback):

@@ -9,9 +9,11 @@ import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import preprocess_obs
 
 from sb3_trmrl.envs import MetaEnv, TokenSpace, TrialWrapper
 
@@ -439,6 +441,23 @@ def test_dict_observation_gets_three_more_keys() -> None:
     assert (token["prev_action"], token["prev_reward"], token["prev_done"]) == ([0.5], [23], [1])
 
 
+@pytest.mark.parametrize(
+    ("space", "value", "expected"),
+    [
+        (spaces.Discrete(3, start=5), 7, 2),
+        (spaces.Discrete(3, start=-1), np.int64(-1), 0),
+        (spaces.MultiDiscrete([2, 3], start=[4, -2]), np.array([5, -2]), [1, 0]),
+    ],
+)
+def test_numbers_of_a_dict_observation_begin_at_zero(space: Any, value: Any, expected: Any) -> None:
+    env: Any = TrialWrapper(OtherObservation(spaces.Dict({"a": space}), {"a": value}), tasks=[TASK])
+    token, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(token["a"], expected)
+    assert token in env.observation_space
+    one_hot = preprocess_obs({"a": th.as_tensor(token["a"])[None]}, spaces.Dict({"a": env.observation_space["a"]}))
+    assert isinstance(one_hot, dict) and one_hot["a"].sum() == np.size(expected)
+
+
 def test_image_observation_keeps_its_shape() -> None:
     image = np.full((4, 5, 3), 7, np.uint8)
     env = TrialWrapper(OtherObservation(spaces.Box(0, 255, (4, 5, 3), np.uint8), image), tasks=[TASK])
@@ -485,8 +504,8 @@ def test_base_environment_without_tasks() -> None:
 @pytest.mark.parametrize(
     "action_space, action, message",
     [
-        (spaces.Box(-1, 1, (2,)), np.array([0.0, np.nan]), "action must be finite, got .*nan.*diverged"),
-        (spaces.Box(-1, 1, (2,)), np.array([0.0, -np.inf]), "action must be finite, got .*inf"),
+        (spaces.Box(-1, 1, (2,)), np.array([0.0, np.nan]), r"action for \w+ \(task .*\) must be finite, got .*nan.*diverged"),
+        (spaces.Box(-1, 1, (2,)), np.array([0.0, -np.inf]), "must be finite, got .*inf"),
         (spaces.Box(-1, 1, (2,)), np.zeros(3), r"action must be an array of numbers of shape \(2,\), got"),
         (spaces.Box(-1, 1, (2,)), "left", "action must be an array of numbers.*left"),
         (spaces.Discrete(3), 3, r"action must be an integer in \[0, 2\].*got 3"),
@@ -534,6 +553,45 @@ def test_rewards_and_observations_of_the_base_environment_must_be_finite(value: 
     dictionary = OtherObservation(spaces.Dict({"a": spaces.Box(-1, 1, (1,))}), {"a": np.array([value])})
     with pytest.raises(ValueError, match="'a' is not finite"):
         TrialWrapper(dictionary, tasks=[TASK]).reset(seed=0)
+
+
+def test_rewards_of_one_entry_are_numbers() -> None:
+    class OneEntry(Counter):
+        def _step(self, action: Any) -> Any:
+            observation, _, *rest = super()._step(action)
+            return (observation, -np.abs(action), *rest)
+
+    env: Any = TrialWrapper(OneEntry(), tasks=[TASK])
+    env.reset(seed=0)
+    rewards = [transition[1] for transition in play(env, 2, 0.5)]
+    assert rewards == [-0.5, -0.5] and all(isinstance(reward, float) for reward in rewards)
+    for reward in (np.zeros(2), None, "much"):
+
+        class NoNumber(Counter):
+            def _step(self, action: Any, reward: Any = reward) -> Any:
+                return np.zeros(2), reward, False, False, {}
+
+        env = TrialWrapper(NoNumber(), tasks=[TASK])
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match=r"NoNumber \(task .*\) returned the reward .*, which must be a number"):
+            env.step(np.zeros(1))
+
+
+def test_what_a_constructor_forgot_is_named() -> None:
+    class NoSpaces(Counter):
+        def __init__(self) -> None:
+            MetaEnv.__init__(self, 5)
+
+    class NothingAtAll(Counter):
+        def __init__(self) -> None:
+            pass
+
+    for family, names in (
+        (NoSpaces, "observation_space and no action_space"),
+        (NothingAtAll, "horizon and no observation_space"),
+    ):
+        with pytest.raises(ValueError, match=rf"{family.__name__} has no {names}.*super\(\)\.__init__\(horizon\)"):
+            TrialWrapper(family())
 
 
 def test_wrong_observation_size() -> None:

@@ -1,6 +1,7 @@
 """The command ``sb3-trmrl``: evaluate, compare, plot, inspect, report, references, hub (docs/guide/evaluation.md)."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,10 +28,14 @@ def main(command_line: Sequence[str] | None = None) -> int:
         for module in arguments.gym_packages:
             importlib.import_module(module)
         arguments.run(arguments)
+        sys.stdout.flush()
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
         hint = "If a module registers it, name that with --gym-packages."
         print(printable(f"sb3-trmrl: error: {error} {hint}"), file=sys.stderr)
         return 1
+    except BrokenPipeError:  # of a reader that has seen enough, as `head`; Python's own flush at exit would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError, gym.error.Error) as error:
         print(printable(f"sb3-trmrl: error: {error}"), file=sys.stderr)
         return 1

@@ -12,11 +12,11 @@ import numpy as np
 
 from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.cli.text import (
-    NO_REFERENCES,
     comparison_text,
     digits_of,
     evaluation_data,
     evaluation_text,
+    no_references,
     number,
     table,
     to_json,
@@ -112,7 +112,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             )
             print(evaluation_text(result, references))
             if references is None and not arguments.no_references:
-                print(NO_REFERENCES)
+                print(no_references(result, arguments.gym_packages))
         for path in arguments.output:
             target = path if len(arguments.split) == 1 else path.with_stem(f"{path.stem}_{split}")
             if path.suffix.lower() in RESULT_ENDINGS:
@@ -182,7 +182,7 @@ def compare(arguments: argparse.Namespace) -> None:
     else:
         print(comparison_text(data, first, references))
         if references is None and not arguments.no_references:
-            print(NO_REFERENCES)
+            print(no_references(first, arguments.gym_packages))
     for path in arguments.output:
         known = {} if references is None else references.drawn_curves()
         figure = new_figure(11.0, 4.0)

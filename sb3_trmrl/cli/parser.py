@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from sb3_trmrl import __version__
 from sb3_trmrl.cli.commands import compare, evaluate, inspect, references, report
 from sb3_trmrl.cli.plot import plot
 from sb3_trmrl.common.argument_types import KeyValues, device
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     """:return: The parser of the command line."""
     # The parsers' prog is fixed: `python -m sb3_trmrl` shows the same help
     parser = argparse.ArgumentParser(prog="sb3-trmrl", description="How fast does it adapt, and how sure are we?")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(gym_packages=[])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -85,10 +87,11 @@ def make_parser() -> argparse.ArgumentParser:
         description="adaptation, tasks, profile: from results of `evaluate -o`. learning: from log folders of SB3 and RL Zoo. "
         "attention, embeddings: from inspection.npz of `inspect`.",
     )
-    sub.add_argument("kind", choices=["adaptation", "tasks", "profile", "learning", "attention", "embeddings"])
-    sub.add_argument("input", nargs="+", metavar="[NAME=]PATH")
+    kinds = ["adaptation", "tasks", "profile", "learning", "attention", "embeddings"]
+    sub.add_argument("kind", choices=kinds, metavar="KIND", help=", ".join(kinds))
+    sub.add_argument("input", nargs="+", metavar="[NAME=]PATH", help="files or folders; names for the legend")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="png, svg, pdf")
-    sub.add_argument("--title", default="")
+    sub.add_argument("--title", default="", help="of the picture (default: none)")
     sub.add_argument("--parameter", help="tasks, embeddings: which task parameter, for example velocity or goal[0]")
     sub.add_argument("--task", type=int, default=0, help="attention: of which inspected task (default: %(default)s)")
     add_gym_packages(sub)
@@ -116,19 +119,30 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser("references", help="make oracle, reactive, blind and random of a family")
     sub.add_argument("family", metavar="ID", help="registered id, for example HalfCheetahVel-v0")
-    sub.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS), metavar="AGENT", help=", ".join(AGENTS))
+    sub.add_argument(
+        "--agents",
+        nargs="+",
+        choices=AGENTS,
+        default=list(AGENTS),
+        metavar="AGENT",
+        help=f"{', '.join(AGENTS)} (default: all)",
+    )
     sub.add_argument("--conf-file", type=Path, metavar="FILE", help="yaml file of settings (default: hyperparams/trmrl.yml)")
     sub.add_argument("--timesteps", type=int, metavar="N", help="steps of training of each (default: what that file says)")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="seeds of training (default: 0)")
     sub.add_argument("--n-tasks", type=int, default=40, metavar="N", help="tasks of each split (default: %(default)s)")
     sub.add_argument("--n-episodes", type=int, default=6, metavar="N", help="episodes per task (default: %(default)s)")
     sub.add_argument("--eval-seed", type=int, default=0, metavar="SEED", help="seed of tasks and episodes (default: 0)")
-    sub.add_argument("--env-kwargs", nargs="+", action=KeyValues, default={}, metavar="NAME:VALUE")
+    sub.add_argument(
+        "--env-kwargs", nargs="+", action=KeyValues, default={}, metavar="NAME:VALUE",
+        help="keywords of the family; others than its defaults have references of their own",
+    )  # fmt: skip
     add_gym_packages(sub)
     sub.add_argument("--json", action="store_true", help="print the file")
     sub.add_argument(
-        "-o", "--output", type=Path, metavar="PATH", help="file or folder (default: ~/.cache/sb3_trmrl/references)"
-    )
+        "-o", "--output", type=Path, metavar="PATH",
+        help="file or folder; what is elsewhere than in ~/.cache/sb3_trmrl/references, the default, no evaluation finds",
+    )  # fmt: skip
     sub.set_defaults(run=references)
 
     for sub in add_hub_parser(commands):

@@ -1,5 +1,7 @@
 """What the commands print: tables, intervals, and the same as data for ``--json``."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from sb3_trmrl.common.evaluation import AdaptationResult
 from sb3_trmrl.common.references import References
 from sb3_trmrl.common.statistics import adaptation_score, interquartile_mean
+from sb3_trmrl.envs.registration import relevant_kwargs
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,7 +75,22 @@ def to_json(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-NO_REFERENCES = "No references for this family, split and keywords: `sb3-trmrl references FAMILY` makes them."
+def no_references(result: AdaptationResult, gym_packages: Sequence[str] = ()) -> str:
+    """
+    :param result: A result for which :func:`~sb3_trmrl.common.references.load_references` has found nothing.
+    :param gym_packages: Modules that were imported for it.
+    :return: A line that tells so, with the command that makes them if its environment is a registered id.
+    """
+    known = "No references for this family, split and keywords"
+    env_id, env_kwargs = result.settings.get("env_id"), result.settings.get("env_kwargs")
+    if not isinstance(env_id, str):
+        return f"{known}."
+    command = ["sb3-trmrl", "references", env_id]
+    if kwargs := relevant_kwargs(env_id, env_kwargs if isinstance(env_kwargs, dict) else None):
+        command += ["--env-kwargs", *(f"{name}:{json.dumps(value, default=str)}" for name, value in kwargs.items())]
+    if gym_packages:
+        command += ["--gym-packages", *gym_packages]
+    return f"{known}: `{shlex.join(command)}` makes them."
 
 
 def describe_references(references: References | None) -> list[str]:

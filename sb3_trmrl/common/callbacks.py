@@ -72,7 +72,7 @@ class MetaEvalCallback(BaseCallback):
     :param n_episodes: Episodes per trial, at least 1; it may be more than in training
     :param split: Where tasks are drawn from
     :param env_id: Registered id of a trial environment, or a callable that makes one (see ``evaluate_adaptation``); by default
-        the id of the training environment. Wrappers that were put around that one are not
+        the id of the training environment, which must have no wrappers around it then that `gym.make` does not make
     :param env_kwargs: Keyword arguments for it, beside those of the training environment if ``env_id`` is not given
     :param deterministic: Whether actions are the mode of the policy
     :param seed: Seed of tasks and episodes
@@ -80,8 +80,8 @@ class MetaEvalCallback(BaseCallback):
     :param verbose: 1 tells of new best models
     :param name: What stands for ``meta_eval`` in the log: several callbacks need several names. In RL Zoo, one with another
         name keeps its files in a folder of that name
-    :raises ValueError: for a bad number or keyword; when training starts, for an environment without trials, an unknown split,
-        and if a continued training finds evaluations with other settings in ``save_path``
+    :raises ValueError: for a bad number or keyword; when training starts, for an environment without trials, wrappers that
+        would be missing, an unknown split, and if a continued training finds evaluations with other settings in ``save_path``
     """
 
     def __init__(
@@ -119,12 +119,20 @@ class MetaEvalCallback(BaseCallback):
         self._next_evaluation = eval_freq
 
     def _init_callback(self) -> None:
+        # Not at the top: the Hub's modules know the callbacks
+        from sb3_trmrl.hub.description import describe_environment, wrappers_that_play
+
         # Perhaps for another training than the last time
         self.env_id, self.env_kwargs = self._given_env
         if self.env_id is None:
             spec = self.training_env.get_attr("spec", indices=0)[0]
             if spec is None:
                 raise ValueError("MetaEvalCallback needs env_id: the training environment was not made by gym.make.")
+            if wrappers := wrappers_that_play(describe_environment(self.training_env, self.training_env.num_envs)):
+                raise ValueError(
+                    f"MetaEvalCallback would evaluate {spec.id} without {', '.join(wrappers)}, which training has around it: "
+                    "give env_id, a registered id or a callable whose environments have them already."
+                )
             self.env_id = spec.id
             self.env_kwargs = {**evaluation_kwargs(spec.kwargs), **self.env_kwargs}
         # Made once now, so that what is wrong shows before hours of training

@@ -496,6 +496,14 @@ class MemoryPPO(PretrainedMixin, PPO):
             behind[trials] = values[trials].cpu().numpy().flatten()
         plain = [idx for idx in cut if idx not in trials and infos[idx].get("terminal_observation") is not None]
         if plain:
+            assert self.env is not None
+            if plays_trials(self.env):
+                warnings.warn(
+                    "A time limit outside of the trials broke one off: of later episodes nothing is learned. The length of an "
+                    "episode is the family's `horizon`; max_episode_steps, at registration too, and TimeLimit count steps of "
+                    "the whole trial: leave them out.",
+                    stacklevel=2,
+                )
             behind[plain] = self._terminal_values([infos[idx]["terminal_observation"] for idx in plain], plain, memory_state)
         return behind
 

@@ -114,6 +114,7 @@ class PretrainedMixin(BaseAlgorithm):
     ) -> tuple[int, BaseCallback]:
         state = self.pending_training_state
         self.train_command = command_line() or self.train_command
+        env_is_given = self.env is not None
         if self.env is None and self.saved_environment is not None:
             from sb3_trmrl.hub.description import make_environment
 
@@ -131,7 +132,7 @@ class PretrainedMixin(BaseAlgorithm):
                 seed = derived_seed(seed, self.num_timesteps)  # not the training's first trials again
             self.set_random_seed(seed)
         else:
-            restore_environment(cast("MemoryPPO", self), state)
+            restore_environment(cast("MemoryPPO", self), state, env_is_given)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resumes:
             restore_rng(cast("MemoryPPO", self), state)

@@ -134,7 +134,7 @@ class MetaEnv(gym.Env[Any, Any]):
     """Shape of every task parameter, ``()`` for a number. An instance may set its own."""
     steps_are_slow: ClassVar[bool] = False
     """
-    Whether a step takes so long in Python (a good part of a millisecond) that slots are worth processes of their own:
+    Whether a step takes so long in Python (more than about 50 microseconds) that slots are worth processes of their own:
     ``make_meta_vec_env`` then takes :class:`~sb3_trmrl.common.vec_env.ProcessVecEnv`.
     """
 

@@ -151,6 +151,11 @@ class TrialWrapper(gym.Env[Any, Any]):
     ):
         if not isinstance(env, gym.Env) or not isinstance(env.unwrapped, MetaEnv):
             raise ValueError(f"env must be a MetaEnv (possibly wrapped), got {env!r}; see docs/guide/environments.md")
+        if missing := [name for name in ("horizon", "observation_space", "action_space") if not hasattr(env.unwrapped, name)]:
+            raise ValueError(
+                f"{type(env.unwrapped).__name__} has no {' and no '.join(missing)}: its constructor has to call "
+                "super().__init__(horizon) and to set observation_space and action_space; see docs/guide/environments.md"
+            )
         if not is_integer(episodes_per_trial, 1):
             raise ValueError(f"episodes_per_trial must be an integer >= 1, got {episodes_per_trial!r}")
         self.env = env
@@ -291,7 +296,7 @@ class TrialWrapper(gym.Env[Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         info = dict(info)  # a family may return the same one at every step
         info.pop("episode", None)  # a Monitor's within: the episode that SB3 logs is the trial
-        reward = float(reward)
+        reward = self._number(reward)
         if not math.isfinite(reward):
             raise ValueError(f"{self._name()} returned the reward {reward}, which is not finite (action {action!r})")
 
@@ -432,6 +437,14 @@ class TrialWrapper(gym.Env[Any, Any]):
     def _name(self) -> str:
         return f"{type(self.meta_env).__name__} (task {self.meta_env.get_task()})"
 
+    def _number(self, reward: Any) -> float:
+        try:
+            return float(reward)
+        except (TypeError, ValueError):
+            if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "fiub":
+                raise ValueError(f"{self._name()} returned the reward {reward!r}, which must be a number") from None
+            return float(np.asarray(reward).item())  # what is computed from an action of one entry has one entry
+
     def _check_action(self, action: Any) -> tuple[Any, np.ndarray]:
         """
         :param action: What :meth:`step` got.
@@ -444,8 +457,8 @@ class TrialWrapper(gym.Env[Any, Any]):
                 raise ValueError(f"action must be an array of numbers of shape {space.shape}, got {action!r}")
             if not np.isfinite(array).all():
                 raise ValueError(
-                    f"action must be finite, got {action!r}; a policy that returns such actions has diverged "
-                    "(look for NaN in its weights, lower the learning rate)"
+                    f"action for {self._name()} must be finite, got {action!r}; a policy that returns such actions has "
+                    "diverged (look for NaN in its weights, lower the learning rate)"
                 )
             clipped = np.minimum(np.maximum(array, space.low), space.high)
             return clipped, clipped.flatten()  # a copy: the base environment may change its own
@@ -483,6 +496,12 @@ class TrialWrapper(gym.Env[Any, Any]):
         clash = sorted(set(own) & set(more))
         if clash:
             raise ValueError(f"env.observation_space has the keys {clash}, which TrialWrapper adds; rename them there")
+        # SB3 makes one-hot vectors of numbers that begin at zero
+        self._starts: dict[str, Any] = {}
+        for key, part in own.items():
+            if isinstance(part, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(part.start):
+                self._starts[key] = part.start
+                own[key] = spaces.Discrete(part.n) if isinstance(part, spaces.Discrete) else spaces.MultiDiscrete(part.nvec)
         return spaces.Dict({**own, **more}), self._dict_token
 
     def _vector_token(self, observation: Any, prev_action: np.ndarray, prev_reward: float, prev_done: float) -> np.ndarray:
@@ -509,6 +528,8 @@ class TrialWrapper(gym.Env[Any, Any]):
         for key, value in own.items():
             if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
                 raise ValueError(f"{self._name()} returned an observation whose {key!r} is not finite: {value!r}")
+            if key in self._starts:
+                own[key] = value - self._starts[key]
         return {
             **own,
             "prev_action": np.array(prev_action, np.float32),

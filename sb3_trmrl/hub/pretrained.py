@@ -354,17 +354,22 @@ def find_folder(folder_or_repo_id: str | Path, revision: str | None = None, **hu
             given = sorted(hub_kwargs) + (["revision"] if revision is not None else [])
             raise PretrainedError(f"{folder_or_repo_id} is a folder, {given} are for models on the Hub: leave them out.")
         return folder
-    if isinstance(folder_or_repo_id, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", folder_or_repo_id):
+    if isinstance(folder_or_repo_id, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder_or_repo_id):
         raise MissingFileError(
             f"There is no folder {folder_or_repo_id}, and it is no name of a model on the Hub either ('owner/name')."
         )
     # Only now: not everybody loads from the Hub
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(
             snapshot_download(folder_or_repo_id, revision=revision, allow_patterns=sorted(MODEL_FILES), **hub_kwargs)
         )
+    except LocalEntryNotFoundError as error:  # without a network, which may be no reason to look for
+        raise LocalEntryNotFoundError(
+            f"There is no folder {folder_or_repo_id} here, and the Hub can't be asked: {error}"
+        ) from error
     except (OSError, ValueError, TypeError):  # the client's own errors tell what to do
         raise
     except Exception as error:  # those of its HTTP library, whichever that is

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_trmrl.common.evaluation import derived_seed
 from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv
-from sb3_trmrl.envs.meta_env import check_generator_state, generator_from_state, generator_state
+from sb3_trmrl.envs.meta_env import Task, check_generator_state, generator_from_state, generator_state
 from sb3_trmrl.envs.trial import is_of
 from sb3_trmrl.hub.errors import MalformedFileError, NotDescribableError, PretrainedError, WrongTensorsError
 from sb3_trmrl.hub.files import decode_float, encode_float
@@ -264,20 +264,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.float_info.max
 
 
-def restore_environment(model: MemoryPPO, state: State) -> None:
+def restore_environment(model: MemoryPPO, state: State, env_is_given: bool) -> None:
     """
     Put the environments where they were, when training begins. Where that can't be, training goes on with fresh trials, and a
     warning says so.
 
     :param model: The model, with its environment
     :param state: Its training state
+    :param env_is_given: Whether the caller has given the environment, whose lists of tasks then count, and not the saved ones
     :raises MalformedFileError: if the state does not fit the model
     """
     assert model.env is not None
     try:
         _restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
         rollout = state["rollout"]
-        reason = _why_fresh(model, rollout)
+        reason = _why_fresh(model, rollout, env_is_given)
         if reason is None and (state["vec_normalize"] is None) != (model.get_vec_normalize_env() is None):
             reason = "only one of the two environments is behind VecNormalize"
         if reason is None:
@@ -305,7 +306,16 @@ def restore_environment(model: MemoryPPO, state: State) -> None:
     model.env.seed(derived_seed(model.seed or 0, model.num_timesteps))
 
 
-def _why_fresh(model: MemoryPPO, rollout: State | None) -> str | None:
+def _same_tasks(first: list[Task] | None, second: list[Task] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return len(first) == len(second) and all(
+        one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+def _why_fresh(model: MemoryPPO, rollout: State | None, env_is_given: bool) -> str | None:
     """:return: Why the trials can't go on, or None if they can."""
     assert model.env is not None
     base = _base_vec_env(model.env)
@@ -325,6 +335,8 @@ def _why_fresh(model: MemoryPPO, rollout: State | None) -> str | None:
     for old, new in zip(saved, slots, strict=True):
         if not is_of(new["trial"]["identity"], old["trial"]["identity"]):
             return f"the checkpoint is of {old['trial']['identity']}, this environment of {new['trial']['identity']}"
+        if env_is_given and not _same_tasks(old["trial"]["tasks"], new["trial"]["tasks"]):
+            return "the environment plays other tasks than the checkpoint's, which had a list of its own or drew them"
         if (old["monitor"] is None) != (new["monitor"] is None):
             return "only one of the two environments is wrapped in Monitor"
     return None

@@ -100,14 +100,16 @@ class MemoryEncoder(nn.Module, ABC):
 
         :param tokens: Shape (batch, seq_len, token_dim)
         :param offsets: How many tokens this memory held before the first of the row, int64, shape (batch,): zero where the
-            row starts with the memory. These tokens are out of reach; only encoders with absolute positions need to know.
+            row starts with the memory. These tokens are out of reach; only encoders with absolute positions need to know,
+            which have a :meth:`state_from_context` of their own.
         :return: Shape (batch, seq_len, features_dim)
         """
 
     def state_from_context(self, tokens: th.Tensor, lengths: th.Tensor) -> MemoryState:
         """
         Rebuild the memory from stored tokens under the current weights (at the start of a rollout in mid-trial). Here step
-        by step; encoders that can do it faster override it.
+        by step, from an empty memory: encoders that can do it faster override it, and so must those whose features depend on
+        ``offsets`` if trials may be longer than ``context_length``: the first token in reach is number ``lengths - context``.
 
         :param tokens: The last tokens of each environment, newest last, shape (n_envs, context, token_dim)
         :param lengths: How many tokens the memory of each environment holds, shape (n_envs,), int64. It may be more than
