@@ -11,6 +11,7 @@ import yaml
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trmrl.common.arguments import did_you_mean
@@ -249,7 +250,9 @@ def _load_zip(path: Path, algo: str | None, device: str) -> BaseAlgorithm:
     if algo not in ALGORITHMS:
         raise ValueError(f"{path} is of the algorithm {algo!r}; there are {list(ALGORITHMS)} here.")
     try:
-        return ALGORITHMS[algo].load(path, device=device)
+        # No replay buffer for what is only played
+        buffer = {"buffer_size": 1} if issubclass(ALGORITHMS[algo], OffPolicyAlgorithm) else {}
+        return ALGORITHMS[algo].load(path, device=device, **buffer)  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is no model of {ALGORITHMS[algo].__name__} (--algo {algo}), or it is broken: {error}"

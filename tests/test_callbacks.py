@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.envs.registration import WrapperSpec
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -15,6 +16,7 @@ from sb3_trmrl import RL2PPO, AdaptationResult, evaluate_adaptation
 from sb3_trmrl.common import callbacks
 from sb3_trmrl.common.callbacks import MetaEvalCallback
 from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.envs import make_trial_env
 from sb3_trmrl.envs.trial import TrialWrapper
 from tests.families import Counter
 
@@ -254,12 +256,37 @@ def test_an_agent_is_not_judged_without_the_wrappers_of_its_training():
     model = make_model(env)
     with pytest.raises(ValueError, match=rf"evaluate {ENV_ID} without TurnsActions, which training has.*give env_id"):
         model.learn(40, callback=MetaEvalCallback())
+    recorded = make_vec_env(ENV_ID, n_envs=2, wrapper_class=gym.wrappers.RecordEpisodeStatistics)
+    MetaEvalCallback().init_callback(make_model(recorded))
     turned = MetaEvalCallback(40, 2, 1, env_id=lambda **kwargs: TurnsActions(gym.make(ENV_ID, **kwargs)))
     model.learn(40, callback=turned)
     callback = MetaEvalCallback(40, 2, 1, env_id=ENV_ID)  # by name it is what is wanted
     callback.init_callback(model)
     callback._evaluate()
     assert not np.array_equal(turned.results[0].returns, callback.results[0].returns)
+
+
+@pytest.mark.parametrize("registered", ["entry point", "additional_wrappers"])
+def test_an_id_that_brings_its_wrappers_is_evaluated_with_them(registered):
+    if registered == "entry point":
+        gym.register("Turned-v0", entry_point=lambda **kwargs: TurnsActions(make_trial_env(ENV_ID, **kwargs)))
+    else:
+        wrapper = WrapperSpec("TurnsActions", f"{__name__}:TurnsActions", kwargs={})
+        entry_point = gym.spec(ENV_ID).entry_point
+        gym.register(
+            "Turned-v0", entry_point=entry_point, kwargs=dict(env_id=ENV_ID), additional_wrappers=(wrapper,)
+        )  # fmt: skip
+    try:
+        model = make_model(make_meta_vec_env("Turned-v0", n_envs=2))
+        callback = MetaEvalCallback(40, 2, 1)
+        model._setup_learn(40, callback)  # where wrappers are looked at
+        callback._evaluate()
+        by_hand = evaluate_adaptation(
+            model, lambda **kwargs: TurnsActions(gym.make(ENV_ID, **kwargs)), n_tasks=2, n_episodes=1
+        )
+        np.testing.assert_array_equal(callback.results[0].returns, by_hand.returns)
+    finally:
+        del gym.registry["Turned-v0"]
 
 
 @pytest.mark.parametrize("name", ["eval_freq", "n_tasks", "n_episodes"])

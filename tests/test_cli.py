@@ -23,9 +23,10 @@ from sb3_trmrl import RL2PPO, AdaptationResult, TrMRLPPO, evaluate_adaptation
 from sb3_trmrl.cli import main
 from sb3_trmrl.cli.parser import make_parser
 from sb3_trmrl.cli.sources import parse_sources
-from sb3_trmrl.cli.text import to_json
+from sb3_trmrl.cli.text import no_references, to_json
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.references import RandomAgent
+from sb3_trmrl.common.references.files import file_name
 from sb3_trmrl.runs import ALGORITHMS, learning_curves, load_run
 
 SMALL = dict(memory_encoder_kwargs=dict(embed_dim=8, n_heads=2, n_layers=1))
@@ -263,7 +264,7 @@ def test_references_that_nobody_asked_for_are_not_missed(capsys, model_zip, tmp_
 
 @pytest.mark.parametrize("algo, env_id", [("sac", ENV), ("dqn", "MetaBandit-v0"), ("tqc", ENV)])
 def test_runs_of_the_other_algorithms(capsys, algo, env_id, tmp_path):
-    ALGORITHMS[algo]("MlpPolicy", env_id, device="cpu", seed=0, buffer_size=100).save(tmp_path / "model.zip")  # type: ignore[call-arg]
+    ALGORITHMS[algo]("MlpPolicy", env_id, device="cpu", seed=0).save(tmp_path / "model.zip")  # type: ignore[call-arg]
     assert run("evaluate", tmp_path / "model.zip", "--algo", algo, "--env", env_id, *FEW, "--json") == 0
     assert np.shape(json.loads(capsys.readouterr().out)["test"]["returns"]) == (3, 2)
 
@@ -274,14 +275,42 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"sb3-trmrl {sb3_trmrl.__version__}\n"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(results):
-    # As `| head -1`: the pipe has no reader when the table comes
+@pytest.mark.parametrize("stdout", ["no reader", "closed"])
+def test_nobody_has_to_read_it(stdout, results, tmp_path):
+    # As `| head -1`, where the pipe has no reader when the table comes, and as `>&-`
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "sb3_trmrl", "compare", str(results / "b.npz")]
-    process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    command = shlex.join([sys.executable, "-m", "sb3_trmrl", "compare", str(results / "b.npz"), "-o", str(tmp_path / "p.png")])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.run(
+        command + (" >&-" if stdout == "closed" else ""),
+        shell=True, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, check=False,
+    )  # fmt: skip
     os.close(write)
-    assert (process.returncode, process.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, "") and (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize(
+    "value, written",
+    [
+        (3, "n:3"), (1e-5, "n:1e-05"), (1.5, "n:1.5"), (None, "n:null"), (True, "n:true"), ("true", "'n:\"true\"'"),
+        ("ä", "'n:\"ä\"'"), ([1, 2], "'n:[1, 2]'"), ((1, 2), "'n:[1, 2]'"), ({"a": "b c"}, """'n:{"a": "b c"}'"""),
+        ([1e-5, 2], None), (np.inf, None), (np.zeros(2), None),
+    ],
+)  # fmt: skip
+def test_the_command_for_references_is_one_that_makes_them(value, written):
+    settings = dict(env_id=ENV, env_kwargs=dict(n=value))
+    result = AdaptationResult([{}], np.zeros((1, 1)), np.ones((1, 1), np.int64), None, settings=settings)
+    told = no_references(result, ["lab"])
+    known = "No references for this family, split and keywords"
+    if written is None:
+        assert told == f"{known}."
+        return
+    assert told == f"{known}: `sb3-trmrl references {ENV} --env-kwargs {written} --gym-packages lab` makes them."
+    kwargs = make_parser().parse_args(shlex.split(told.split("`")[1])[1:]).env_kwargs
+    assert file_name(ENV, kwargs) == file_name(ENV, dict(n=value))
+    result.settings["env_id"] = "NotRegistered-v0"
+    assert no_references(result) == f"{known}."
 
 
 def test_yaml_of_a_log_folder_runs_nothing(tmp_path, zoo_folder):

@@ -269,7 +269,7 @@ def test_terminal_token_that_starts_an_episode_enters_an_empty_memory():
             ended.extend(info["terminal_observation"] for info in self.locals["infos"] if "terminal_observation" in info)
             return True
 
-    with pytest.warns(UserWarning, match=r"time limit outside of the trials broke one off.*`horizon`; max_episode_steps"):
+    with pytest.warns(UserWarning, match=r"outside of the trials ended one.*`horizon`; max_episode_steps"):
         collect(model, Look())
     (token,) = ended
     assert token[-1] == 1.0, "prev_done"

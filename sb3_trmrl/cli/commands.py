@@ -112,7 +112,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             )
             print(evaluation_text(result, references))
             if references is None and not arguments.no_references:
-                print(no_references(result, arguments.gym_packages))
+                module = (arguments.env or "").rpartition(":")[0]
+                print(no_references(result, [*arguments.gym_packages, *([module] if module else [])]))
         for path in arguments.output:
             target = path if len(arguments.split) == 1 else path.with_stem(f"{path.stem}_{split}")
             if path.suffix.lower() in RESULT_ENDINGS:

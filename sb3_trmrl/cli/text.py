@@ -5,8 +5,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
+from sb3_trmrl.common.argument_types import key_value
 from sb3_trmrl.common.evaluation import AdaptationResult
 from sb3_trmrl.common.references import References
 from sb3_trmrl.common.statistics import adaptation_score, interquartile_mean
@@ -79,15 +81,22 @@ def no_references(result: AdaptationResult, gym_packages: Sequence[str] = ()) ->
     """
     :param result: A result for which :func:`~sb3_trmrl.common.references.load_references` has found nothing.
     :param gym_packages: Modules that were imported for it.
-    :return: A line that tells so, with the command that makes them if its environment is a registered id.
+    :return: A line that tells so, with the command that makes them if its environment is registered and its keywords can be
+        written on a command line.
     """
     known = "No references for this family, split and keywords"
     env_id, env_kwargs = result.settings.get("env_id"), result.settings.get("env_kwargs")
-    if not isinstance(env_id, str):
+    if not isinstance(env_id, str) or env_id not in gym.registry:
         return f"{known}."
     command = ["sb3-trmrl", "references", env_id]
     if kwargs := relevant_kwargs(env_id, env_kwargs if isinstance(env_kwargs, dict) else None):
-        command += ["--env-kwargs", *(f"{name}:{json.dumps(value, default=str)}" for name, value in kwargs.items())]
+        try:
+            texts = [f"{name}:{json.dumps(value, ensure_ascii=False)}" for name, value in kwargs.items()]
+            if json.dumps(dict(map(key_value, texts))) != json.dumps(kwargs):
+                return f"{known}."
+        except (TypeError, ValueError):
+            return f"{known}."
+        command += ["--env-kwargs", *texts]
     if gym_packages:
         command += ["--gym-packages", *gym_packages]
     return f"{known}: `{shlex.join(command)}` makes them."

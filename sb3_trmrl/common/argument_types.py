@@ -20,17 +20,30 @@ class KeyValues(argparse.Action):
     ) -> None:
         """See :class:`argparse.Action`."""
         pairs: dict[str, Any] = {}
-        for value in values:
-            name, colon, text = value.partition(":")
-            if not colon:
-                parser.error(f"argument {option_string}: expected name:value, got {value!r}")
+        for text in values:
             try:
-                pairs[name] = yaml.safe_load(text)
-            except yaml.YAMLError:
-                parser.error(f"argument {option_string}: {text!r} is no value")
-            if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
-                pairs[name] = float(text)
+                name, value = key_value(text)
+            except ValueError as error:
+                parser.error(f"argument {option_string}: {error}")
+            pairs[name] = value
         setattr(namespace, self.dest, pairs)
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """
+    :param text: ``name:value``, see :class:`KeyValues`.
+    :return: Both.
+    :raises ValueError: If it is something else.
+    """
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise ValueError(f"expected name:value, got {text!r}")
+    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return name, float(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"{value!r} is no value") from None
 
 
 def device(name: str) -> str:

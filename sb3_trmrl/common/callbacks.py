@@ -119,29 +119,41 @@ class MetaEvalCallback(BaseCallback):
         self._next_evaluation = eval_freq
 
     def _init_callback(self) -> None:
-        # Not at the top: the Hub's modules know the callbacks
-        from sb3_trmrl.hub.description import describe_environment, wrappers_that_play
-
         # Perhaps for another training than the last time
         self.env_id, self.env_kwargs = self._given_env
         if self.env_id is None:
             spec = self.training_env.get_attr("spec", indices=0)[0]
             if spec is None:
                 raise ValueError("MetaEvalCallback needs env_id: the training environment was not made by gym.make.")
-            if wrappers := wrappers_that_play(describe_environment(self.training_env, self.training_env.num_envs)):
-                raise ValueError(
-                    f"MetaEvalCallback would evaluate {spec.id} without {', '.join(wrappers)}, which training has around it: "
-                    "give env_id, a registered id or a callable whose environments have them already."
-                )
             self.env_id = spec.id
             self.env_kwargs = {**evaluation_kwargs(spec.kwargs), **self.env_kwargs}
         # Made once now, so that what is wrong shows before hours of training
         kwargs = {**self.env_kwargs, "episodes_per_trial": self.n_episodes, "split": self.split}
         trials = make_trials(self.env_id, kwargs)
+        if self._given_env[0] is None:
+            self._check_wrappers(kwargs)
         check_spaces(self.model, trials)
         trials.close()
         if self.save_path is not None:
             self.save_path.mkdir(parents=True, exist_ok=True)
+
+    def _check_wrappers(self, kwargs: dict[str, Any]) -> None:
+        # Not at the top: the Hub's modules know the callbacks
+        from sb3_trmrl.hub.description import describe_environment, wrappers_that_play
+
+        around = wrappers_that_play(describe_environment(self.training_env, self.training_env.num_envs))
+        if not around:
+            return
+        assert isinstance(self.env_id, str)
+        made = gym.make(self.env_id, **kwargs)  # an id may bring wrappers of its own
+        own = [] if made.spec is None else [wrapper.name for wrapper in made.spec.additional_wrappers]
+        made.close()
+        if missing := [name for name in around if name not in own]:
+            raise ValueError(
+                f"MetaEvalCallback would evaluate {self.env_id} without {', '.join(missing)}, which training has around it: "
+                "give env_id, a registered id or a callable whose environments have them already (or "
+                f"{self.env_id!r} itself, if they change nothing for the agent)."
+            )
 
     def _on_training_start(self) -> None:
         self._plan()

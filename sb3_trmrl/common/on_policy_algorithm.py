@@ -499,9 +499,9 @@ class MemoryPPO(PretrainedMixin, PPO):
             assert self.env is not None
             if plays_trials(self.env):
                 warnings.warn(
-                    "A time limit outside of the trials broke one off: of later episodes nothing is learned. The length of an "
-                    "episode is the family's `horizon`; max_episode_steps, at registration too, and TimeLimit count steps of "
-                    "the whole trial: leave them out.",
+                    "Something outside of the trials ended one before its last episode, so that the rest is never played, or "
+                    "hides info['trial']. The length of an episode is the family's `horizon`; max_episode_steps, at "
+                    "registration too, and TimeLimit count steps of the whole trial: leave them out.",
                     stacklevel=2,
                 )
             behind[plain] = self._terminal_values([infos[idx]["terminal_observation"] for idx in plain], plain, memory_state)

@@ -438,12 +438,12 @@ class TrialWrapper(gym.Env[Any, Any]):
         return f"{type(self.meta_env).__name__} (task {self.meta_env.get_task()})"
 
     def _number(self, reward: Any) -> float:
+        if isinstance(reward, np.ndarray) and reward.size == 1:
+            reward = reward.item()  # what is computed from an action of one entry has one entry
         try:
             return float(reward)
-        except (TypeError, ValueError):
-            if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "fiub":
-                raise ValueError(f"{self._name()} returned the reward {reward!r}, which must be a number") from None
-            return float(np.asarray(reward).item())  # what is computed from an action of one entry has one entry
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{self._name()} returned the reward {reward!r}, which must be a number") from None
 
     def _check_action(self, action: Any) -> tuple[Any, np.ndarray]:
         """

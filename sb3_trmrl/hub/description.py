@@ -50,6 +50,8 @@ MAX_ARMS = 1 << 16
 
 CHANGES_NOTHING = (VecCheckNan, VecMonitor, VecTransposeImage, VecVideoRecorder)
 """What may be around the training environment, and is not missed where it is made again."""
+RECORDERS = ("Monitor", "RecordEpisodeStatistics", "RecordVideo")
+"""The same around a slot, by name."""
 MAKES_OTHERWISE = frozenset({"env_id", "render_mode", "max_episode_steps", "disable_env_checker", "additional_wrappers"})
 """Keywords of ``gym.make`` that are no property of the environment."""
 
@@ -471,7 +473,7 @@ def _alterations(spec: EnvSpec | None) -> list[str]:
     registered = gym.registry.get(spec.id)
     own_limit = None if registered is None else registered.max_episode_steps  # what gym.make puts around it anyway
     limit = [] if spec.max_episode_steps in (None, own_limit) else ["TimeLimit"]
-    return limit + [wrapper.name for wrapper in spec.additional_wrappers if wrapper.name != "Monitor"]
+    return limit + [wrapper.name for wrapper in spec.additional_wrappers if wrapper.name not in RECORDERS]
 
 
 def environment_keywords(data: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class MemoryEncoder(nn.Module, ABC):
         """
         Rebuild the memory from stored tokens under the current weights (at the start of a rollout in mid-trial). Here step
         by step, from an empty memory: encoders that can do it faster override it, and so must those whose features depend on
-        ``offsets`` if trials may be longer than ``context_length``: the first token in reach is number ``lengths - context``.
+        ``offsets`` if trials may be longer than ``context_length``: the first token in reach then has others before it.
 
         :param tokens: The last tokens of each environment, newest last, shape (n_envs, context, token_dim)
         :param lengths: How many tokens the memory of each environment holds, shape (n_envs,), int64. It may be more than
