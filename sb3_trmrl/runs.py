@@ -23,11 +23,10 @@ from sb3_trmrl.rl2_ppo import RL2PPO
 from sb3_trmrl.trmrl_ppo import TrMRLPPO
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
-    "trmrl": TrMRLPPO,
-    "rl2": RL2PPO,
-    **{"ppo": PPO, "a2c": A2C, "ddpg": DDPG, "dqn": DQN, "sac": SAC, "td3": TD3},
-    **{"ppo_lstm": RecurrentPPO, "ars": ARS, "crossq": CrossQ, "qrdqn": QRDQN, "tqc": TQC, "trpo": TRPO},
-}
+    "trmrl": TrMRLPPO, "rl2": RL2PPO,
+    "ppo": PPO, "a2c": A2C, "ddpg": DDPG, "dqn": DQN, "sac": SAC, "td3": TD3,
+    "ppo_lstm": RecurrentPPO, "ars": ARS, "crossq": CrossQ, "qrdqn": QRDQN, "tqc": TQC, "trpo": TRPO,
+}  # fmt: skip
 """By the name that ``--algo`` takes, here and in RL Zoo: ours, SB3's, sb3-contrib's."""
 
 

@@ -273,9 +273,7 @@ def test_an_id_that_brings_its_wrappers_is_evaluated_with_them(registered):
     else:
         wrapper = WrapperSpec("TurnsActions", f"{__name__}:TurnsActions", kwargs={})
         entry_point = gym.spec(ENV_ID).entry_point
-        gym.register(
-            "Turned-v0", entry_point=entry_point, kwargs=dict(env_id=ENV_ID), additional_wrappers=(wrapper,)
-        )  # fmt: skip
+        gym.register("Turned-v0", entry_point=entry_point, kwargs=dict(env_id=ENV_ID), additional_wrappers=(wrapper,))
     try:
         model = make_model(make_meta_vec_env("Turned-v0", n_envs=2))
         callback = MetaEvalCallback(40, 2, 1)

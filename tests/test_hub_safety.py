@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from huggingface_hub.errors import LocalEntryNotFoundError
 from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -402,6 +403,8 @@ def test_no_folder_and_no_repository(tmp_path: Path) -> None:
             sb3_trmrl.load(nothing)
     with pytest.raises(MissingFileError, match=r"holds no config.json"):
         sb3_trmrl.load(tmp_path)
+    with pytest.raises(LocalEntryNotFoundError, match=r"There is no folder checkpoints/best here, and the Hub can't be asked"):
+        sb3_trmrl.load("checkpoints/best", local_files_only=True, cache_dir=tmp_path)
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
