@@ -36,7 +36,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trmrl import evaluate_adaptation, load
 from sb3_trmrl.common import argument_types
-from sb3_trmrl.common.callbacks import SeesNormalized
 from sb3_trmrl.common.env_util import make_meta_vec_env
 from sb3_trmrl.common.evaluation import AdaptationResult, make_trials
 from sb3_trmrl.common.references import RandomAgent, SeesTasks, train_reference
@@ -264,9 +263,6 @@ def evaluate(agent: str, model: BaseAlgorithm, env_id: str, split: str, seed: in
         anyone = RandomAgent(make_trials(env_id, {}).action_space, seed=0)
         tasks = evaluate_adaptation(anyone, env_id, **{**settings, "n_episodes": 1}).tasks
         player = SeesTasks(model, tasks)
-    vec_normalize = model.get_vec_normalize_env()
-    if vec_normalize is not None:
-        player = SeesNormalized(model, vec_normalize)
     return evaluate_adaptation(player, env_id, **settings)
 
 

@@ -1,5 +1,7 @@
 """Trained models wherever they lie: RL Zoo's log folders, SB3's zip files, pretrained folders, the Hugging Face Hub."""
 
+import contextlib
+import importlib
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -15,8 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trmrl.common.arguments import did_you_mean
-from sb3_trmrl.common.callbacks import SeesNormalized
-from sb3_trmrl.common.evaluation import PredictsActions
+from sb3_trmrl.common.evaluation import PredictsActions, SeesNormalized
 from sb3_trmrl.common.logs import LearningCurve, read_learning_curves
 from sb3_trmrl.envs.registration import evaluation_kwargs
 from sb3_trmrl.rl2_ppo import RL2PPO
@@ -28,6 +29,8 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "ppo_lstm": RecurrentPPO, "ars": ARS, "crossq": CrossQ, "qrdqn": QRDQN, "tqc": TQC, "trpo": TRPO,
 }  # fmt: skip
 """By the name that ``--algo`` takes, here and in RL Zoo: ours, SB3's, sb3-contrib's."""
+
+STATISTICS = "vecnormalize.pkl"
 
 
 class _ZooLoader(yaml.SafeLoader):
@@ -78,7 +81,7 @@ class Run:
     @property
     def playing_kwargs(self) -> dict[str, Any]:
         """Keywords to evaluate it with, without trial length and split; none if it was trained on another environment."""
-        if self.trained_on not in (None, self.env_id):
+        if self.trained_on is not None and not _same_id(self.trained_on, self.env_id):
             return {}
         return evaluation_kwargs(self.env_kwargs)
 
@@ -109,13 +112,8 @@ def load_run(source: str | Path, algo: str | None = None, env_id: str | None = N
     if path.is_file() and path.name in ("config.json", "model.safetensors"):
         raise ValueError(f"{path} is part of a saved model: give its folder, {path.parent}.")
     if path.is_file():
-        args = _read_yaml(path.parent / path.stem / "args.yml") or _read(path.parent, "args.yml")
-        _check_no_wrappers(path.parent)
-        kwargs = _read_env_kwargs(path.parent)
-        model = _load_zip(path, algo or args.get("algo"), device)
         folder = path.parent if any(path.parent.glob("*monitor.csv")) else None
-        trained_on = args.get("env")
-        return Run(path.stem, model, env_id or trained_on, kwargs, folder, trained_on, _read_statistics(path.parent))
+        return _from_zip(path, path.stem, _facts(path.parent, path.stem), algo, env_id, device, folder)
     if path.is_dir() or (str(source).count("/") == 1 and not str(source).startswith((".", "/"))):
         return _from_pretrained(str(source), env_id, device)
     raise ValueError(
@@ -135,8 +133,9 @@ def learning_curves(source: str | Path) -> dict[str, LearningCurve]:
     if not folder.is_dir():
         raise ValueError(f"{str(source)!r} is no folder: give that of a run, for example logs/trmrl/HalfCheetahVel-v0_1.")
     folder = _latest_run(folder)
-    in_training = _read_env_kwargs(folder)
-    in_evaluation = _read(folder, "args.yml").get("eval_env_kwargs") or {}
+    facts = _facts(folder)
+    in_training = _read_env_kwargs(facts)
+    in_evaluation = _read(facts, "args.yml").get("eval_env_kwargs") or {}
     return read_learning_curves(folder, in_training.get("episodes_per_trial"), in_evaluation.get("episodes_per_trial"))
 
 
@@ -157,39 +156,55 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
         raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {reason}") from error
     check_acts_alone(model.saved_normalized, source)
     environment = model.saved_environment or {}
+    if env_id is not None and ":" in env_id:  # what the caller names may be imported
+        with contextlib.suppress(ImportError):  # gym.make will tell
+            importlib.import_module(env_id.partition(":")[0])
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
     known = environment.get("id") if environment.get("id") in gym.registry else None
-    if env_id in (None, known) and (wrappers := wrappers_that_play(environment)):
+    is_played = known is not None and (env_id is None or _same_id(env_id, known))
+    if (is_played or env_id is None) and (wrappers := wrappers_that_play(environment)):
         raise ValueError(
             f"{source} was trained in {', '.join(wrappers)}, which are not put around the environment here: register an "
             "environment that has them, and name it with --env."
         )
     # What is played with other keywords than the file's need not fit
-    kwargs = environment_kwargs(environment) if known is not None and env_id in (None, known) else {}
+    kwargs = environment_kwargs(environment) if is_played else {}
     return Run(Path(source).name, model, env_id or known, kwargs, None, known)
 
 
 def _from_log_folder(folder: Path, algo: str | None, env_id: str | None, device: str) -> Run:
     folder = _latest_run(folder)
-    _check_no_wrappers(folder)
-    args = _read(folder, "args.yml")
-    trained_on = args.get("env")
+    facts = _facts(folder)
+    trained_on = _read(facts, "args.yml").get("env")
     # The final model first, named as the zoo does; then the best ones
     names = [f"{str(trained_on).replace('/', '-')}.zip", "best_meta_model.zip", "best_model.zip"]
     zips = [folder / name for name in names if (folder / name).is_file()]
     zips = zips or sorted(folder.glob("[!.]*.zip"), key=_last_change)[-1:]
     if not zips:
         raise ValueError(f"{folder} holds no model: no zip file, no config.json of save_pretrained, no run of RL Zoo.")
-    model = _load_zip(zips[0], algo or args.get("algo"), device)
-    env_kwargs, statistics = _read_env_kwargs(folder), _read_statistics(folder)
-    return Run(folder.name, model, env_id or trained_on, env_kwargs, folder, trained_on, statistics)
+    return _from_zip(zips[0], folder.name, facts, algo, env_id, device, folder)
+
+
+def _from_zip(
+    path: Path, name: str, facts: Path, algo: str | None, env_id: str | None, device: str, folder: Path | None
+) -> Run:
+    args = _read(facts, "args.yml")
+    _check_no_wrappers(facts)
+    model = _load_zip(path, algo or args.get("algo"), device)
+    trained_on = args.get("env")
+    return Run(name, model, env_id or trained_on, _read_env_kwargs(facts), folder, trained_on, _read_statistics(facts))
+
+
+def _same_id(first: str, second: str | None) -> bool:
+    """:return: Whether both are one environment; ids may have the module to import before a colon."""
+    return second is not None and first.rpartition(":")[2] == second.rpartition(":")[2]
 
 
 def _latest_run(folder: Path) -> Path:
     """:return: The run that was written last, if ``folder`` holds runs of the zoo; else ``folder`` itself."""
-    if _read(folder, "args.yml"):
+    if any(folder.glob("*/args.yml")):
         return folder
-    runs = sorted((child for child in folder.iterdir() if child.is_dir() and _read(child, "args.yml")), key=_last_change)
+    runs = sorted((child for child in folder.iterdir() if child.is_dir() and any(child.glob("*/args.yml"))), key=_last_change)
     return runs[-1] if runs else folder
 
 
@@ -197,40 +212,60 @@ def _last_change(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    """:return: What the zoo has written down of a run in its ``args.yml`` or ``config.yml``; nothing if there is none."""
-    return next((_read_yaml(path) for path in sorted(folder.glob(f"*/{name}"))), {})
+def _facts(folder: Path, model: str | None = None) -> Path:
+    """
+    :param folder: Where models lie.
+    :param model: Name of one of them, if that is known.
+    :return: Folder of what the zoo has written down of its run, ``args.yml``, ``config.yml``, ``vecnormalize.pkl``: the one of
+        the model's name, else the only one there, else ``folder``, where pushed models have it. There need be nothing in it.
+    :raises ValueError: If there are several.
+    """
+    if model is not None and (folder / model).is_dir():
+        return folder / model
+    found = sorted(path.parent for path in folder.glob("*/args.yml"))
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} holds what was written down of several runs ({', '.join(path.name for path in found)}): give a zip "
+            "file that is named as one of these folders, or put the model into a folder of its own."
+        )
+    return found[0] if found else folder
 
 
-def _read_env_kwargs(folder: Path) -> dict[str, Any]:
-    config, args = _read(folder, "config.yml"), _read(folder, "args.yml")
+def _read(facts: Path, name: str) -> dict[str, Any]:
+    """:return: What the zoo has written down in its ``args.yml`` or ``config.yml``; nothing where it was not the zoo."""
+    return _read_yaml(facts / name) if (facts / "args.yml").is_file() else {}
+
+
+def _read_env_kwargs(facts: Path) -> dict[str, Any]:
+    config, args = _read(facts, "config.yml"), _read(facts, "args.yml")
     return {**(config.get("env_kwargs") or {}), **(args.get("env_kwargs") or {})} if config else {}
 
 
-def _check_no_wrappers(folder: Path) -> None:
+def _check_no_wrappers(facts: Path) -> None:
     # Here nobody would put them around the environment, and the model would be judged without
-    config = _read(folder, "config.yml")
+    config = _read(facts, "config.yml")
     wrappers = {name: config[name] for name in ("env_wrapper", "vec_env_wrapper", "frame_stack") if config.get(name)}
     if wrappers:
         raise ValueError(
-            f"{folder} was trained in wrappers of RL Zoo, {wrappers}, which are not put around the environment here: play it "
-            "with rl_zoo3.enjoy, or register an environment that has them and train in that one."
+            f"{facts.parent} was trained in wrappers of RL Zoo, {wrappers}, which are not put around the environment here: "
+            "play it with rl_zoo3.enjoy, or register an environment that has them and train in that one."
         )
 
 
-def _read_statistics(folder: Path) -> VecNormalize | None:
+def _read_statistics(facts: Path) -> VecNormalize | None:
     """:return: What the zoo's run was trained behind, if that changed what it saw; a pickle, as the model beside it."""
-    for path in sorted(folder.glob("*/vecnormalize.pkl")):
-        try:
-            with path.open("rb") as file:
-                statistics = pickle.load(file)
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is broken: {error}") from error
-        if not isinstance(statistics, VecNormalize):
-            raise ValueError(f"{path} holds no VecNormalize but {type(statistics).__name__}.")
-        statistics.training = False
-        return statistics if statistics.norm_obs else None
-    return None
+    path = facts / STATISTICS
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            statistics = pickle.load(file)
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
+    if not isinstance(statistics, VecNormalize):
+        raise ValueError(f"{path} holds no VecNormalize but {type(statistics).__name__}.")
+    statistics.training = False
+    return statistics if statistics.norm_obs else None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     model.learn(80, callback=callback, reset_num_timesteps=False)
     assert callback.timesteps == saved()[0] == [40, 80, 120]
     np.testing.assert_array_equal(saved()[1][0], returns[0])
-    assert callback.results[0].settings["seed"] == 0 and callback.results[0].success is not None
+    assert callback.results[0].settings["seed"] == 1000 and callback.results[0].success is not None
     assert callback.best_mean_return == pytest.approx(saved()[1].mean(axis=(1, 2)).max(), rel=1e-12)
     # The same callback, and then a new training with it
     model.learn(40, callback=callback, reset_num_timesteps=False)
@@ -117,7 +117,7 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     assert callback.timesteps == saved()[0] == [40, 80, 120]
     # Other tasks, other keywords are no continuation, and nothing of what is there is lost
     others: list[tuple[dict[str, Any], str]] = [
-        (dict(seed=1), "seed was 0 and is 1"),
+        (dict(seed=1), "seed was 1000 and is 1"),
         (dict(env_kwargs=dict(horizon=6)), "env_kwargs was {'horizon': 5} and is {'horizon': 6}"),
         (dict(n_tasks=3, n_episodes=1), "n_episodes was 2 and is 1, n_tasks was 2 and is 3"),
     ]
@@ -231,13 +231,16 @@ def test_finds_the_environment_of_training(vec_env_cls):
 def test_agents_behind_vec_normalize_see_what_they_were_trained_on():
     env = VecNormalize(make_meta_vec_env(ENV_ID, n_envs=2, seed=0), norm_reward=False)
     model = PPO("MlpPolicy", env, n_steps=20, batch_size=40, n_epochs=1, seed=0, device="cpu")
-    callback = MetaEvalCallback(eval_freq=80, n_tasks=3, n_episodes=2)
+    callback = MetaEvalCallback(eval_freq=80, n_tasks=3, n_episodes=2, seed=0)
     model.learn(80, callback=callback)
     normalized = evaluate_adaptation(
         type("Normalizing", (), {"predict": staticmethod(lambda obs, **kw: model.predict(env.normalize_obs(obs), **kw))})(),
         ENV_ID, n_tasks=3, n_episodes=2,
     )  # fmt: skip
-    raw = evaluate_adaptation(model, ENV_ID, n_tasks=3, n_episodes=2)
+    raw = evaluate_adaptation(model.policy, ENV_ID, n_tasks=3, n_episodes=2)
+    np.testing.assert_array_equal(evaluate_adaptation(model, ENV_ID, n_tasks=3, n_episodes=2).returns, normalized.returns)
+    with pytest.raises(ValueError, match="do not fit"):  # spaces are looked at as ever
+        evaluate_adaptation(model, "MetaBandit-v0", n_tasks=1, n_episodes=1)
     # The last update came after the evaluation, so compare a new evaluation by the callback
     callback._evaluate()
     np.testing.assert_array_equal(callback.results[-1].returns, normalized.returns)
@@ -276,7 +279,7 @@ def test_an_id_that_brings_its_wrappers_is_evaluated_with_them(registered):
         gym.register("Turned-v0", entry_point=entry_point, kwargs=dict(env_id=ENV_ID), additional_wrappers=(wrapper,))
     try:
         model = make_model(make_meta_vec_env("Turned-v0", n_envs=2))
-        callback = MetaEvalCallback(40, 2, 1)
+        callback = MetaEvalCallback(40, 2, 1, seed=0)
         model._setup_learn(40, callback)  # where wrappers are looked at
         callback._evaluate()
         by_hand = evaluate_adaptation(

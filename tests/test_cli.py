@@ -153,6 +153,43 @@ def test_log_folders_of_the_zoo_tell_everything(capsys, zoo_folder):
     assert data["env_kwargs"] == {"horizon": 4} and np.shape(data["returns"]) == (3, 2)
 
 
+def test_zips_beside_others_have_their_own_facts(tmp_path):
+    for number, name in enumerate("AB"):
+        make_model().save(tmp_path / f"{name}.zip")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.yml").write_text(yaml.safe_dump(dict(algo="trmrl", env=ENV)))
+        (tmp_path / name / "config.yml").write_text(yaml.safe_dump(dict(env_kwargs=dict(horizon=7 + number))))
+    VecNormalize(make_meta_vec_env(ENV, 2)).save(str(tmp_path / "A" / "vecnormalize.pkl"))
+    first, second = (load_run(tmp_path / f"{name}.zip") for name in "AB")
+    assert (first.env_kwargs, second.env_kwargs) == (dict(horizon=7), dict(horizon=8))
+    assert first.vec_normalize is not None and second.vec_normalize is None
+    (tmp_path / "B.zip").rename(tmp_path / "best.zip")
+    for source in (tmp_path / "best.zip", tmp_path):
+        with pytest.raises(ValueError, match=r"several runs \(A, B\): give a zip file that is named as one"):
+            load_run(source)
+    # As pushed models have it; a config.yml alone is somebody else's
+    alone = tmp_path / "pulled"
+    alone.mkdir()
+    for name in ("best.zip", "B/args.yml", "B/config.yml"):
+        shutil.copy(tmp_path / name, alone)
+    assert load_run(alone / "best.zip").playing_kwargs == dict(horizon=8)
+    (alone / "args.yml").unlink()
+    assert load_run(alone / "best.zip", "trmrl").playing_kwargs == {}
+
+
+def test_an_id_may_name_its_module(tmp_path):
+    model = TrMRLPPO("TrMRLPolicy", make_meta_vec_env(ENV, 2, env_kwargs=dict(horizon=7)), device="cpu", policy_kwargs=SMALL)
+    (tmp_path / ENV).mkdir()
+    model.save(tmp_path / f"{ENV}.zip")
+    (tmp_path / ENV / "args.yml").write_text(yaml.safe_dump(dict(algo="trmrl", env=ENV)))
+    (tmp_path / ENV / "config.yml").write_text(yaml.safe_dump(dict(env_kwargs=dict(horizon=7))))
+    model.save_pretrained(tmp_path / "saved" / "model")
+    for source in (tmp_path / f"{ENV}.zip", tmp_path / "saved" / "model"):
+        for env_id in (None, ENV, f"sb3_trmrl:{ENV}"):
+            assert load_run(source, env_id=env_id).playing_kwargs == dict(horizon=7)
+        assert load_run(source, env_id="sb3_trmrl:MetaBandit-v0").playing_kwargs == {}
+
+
 def test_pretrained_folders(capsys, tmp_path):
     model = make_model()
     model.save_pretrained(tmp_path / "model")

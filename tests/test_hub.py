@@ -1,11 +1,13 @@
 """Against a Hub on 127.0.0.1 (``hub_server.py``), with the real ``huggingface_hub`` client over HTTP."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,11 @@ def test_a_model_behind_statistics_is_not_published(hub: FakeHub, tmp_path: Path
     again = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
     with warnings.catch_warnings(action="error"):
         loaded = sb3_trmrl.load(tmp_path / "model", env=again, device="cpu")
+    observations = np.ones((2, 5), np.float32)[:, : again.observation_space.shape[0]]  # type: ignore[index]
+    np.testing.assert_array_equal(again.normalize_obs(observations), env.normalize_obs(observations))
+    more = VecNormalize(make_vec_env("CartPole-v1", 3, seed=0))  # of other slots, which learn all the same
+    with pytest.warns(UserWarning, match="fresh trials"):
+        sb3_trmrl.load(tmp_path / "model", env=more, device="cpu").learn(20, reset_num_timesteps=False)
     with pytest.warns(UserWarning, match="fresh trials"):
         loaded.learn(20, reset_num_timesteps=False)
     assert isinstance(again.obs_rms, RunningMeanStd) and isinstance(env.obs_rms, RunningMeanStd)
@@ -228,6 +235,17 @@ def test_a_model_behind_statistics_is_not_published(hub: FakeHub, tmp_path: Path
 
 
 # -- The model card ----------------------------------------------------------------------------------------------------
+
+
+def test_a_secret_in_the_command_need_not_be_published(hub: FakeHub) -> None:
+    model = trained()
+    model.train_command = "python train.py --token hf_secret"
+    push(model, hub, sb3_zip=True, train_command="")
+    files = hub.files(REPO)
+    assert not any(b"hf_secret" in content for content in files.values())
+    with zipfile.ZipFile(io.BytesIO(next(content for name, content in files.items() if name.endswith(".zip")))) as inside:
+        assert not any(b"hf_secret" in inside.read(name) for name in inside.namelist())
+    assert json.loads(files["config.json"])["training"]["command"] is None
 
 
 def test_the_card_says_what_it_is_and_how_well_it_adapts(hub: FakeHub, tmp_path: Path) -> None:
@@ -253,7 +271,7 @@ def test_the_card_says_what_it_is_and_how_well_it_adapts(hub: FakeHub, tmp_path:
     assert "| 2 | 3.00 [2.00, 4.00] | 50% |" in card.text
     assert files["adaptation_curve.png"].startswith(b"\x89PNG") and "](adaptation_curve.png)" in card.text
     assert files["replay.mp4"] == b"a video"
-    assert command in card.text
+    assert command in card.text and json.loads(files["config.json"])["training"]["command"] == command
     assert f"sb3_trmrl.load({REPO!r})" in card.text
 
 
@@ -417,7 +435,8 @@ def test_the_card_promises_the_resumption_that_there_is(hub: FakeHub, tmp_path: 
 
 def test_a_command_does_not_leave_its_fence(tmp_path: Path) -> None:
     config = read_config(trained().save_pretrained(tmp_path / "model"))
-    card = model_card(config, REPO, train_command="python -c '```' # [here](http://evil)")
+    config["training"]["command"] = "python -c '```' # [here](http://evil)"
+    card = model_card(config, REPO)
     assert "````bash\npython -c '```' # [here](http://evil)\n````" in card
 
 

@@ -532,6 +532,26 @@ def test_a_trial_that_was_ended_by_hand_needs_a_reset(vec_env_cls: Any) -> None:
     env.step(random_actions(env))
 
 
+def test_trials_may_become_longer() -> None:
+    returns = []
+    for n_threads in (None, 2):
+        env = make(n_envs=2, n_threads=n_threads, env_kwargs=dict(episodes_per_trial=1, horizon=5))
+        env.reset()
+        for step in range(8):  # in the middle of a trial
+            env.step(random_actions(env, step))
+        env.env_method("set_wrapper_attr", "episodes_per_trial", 3)
+        returns.append(
+            [
+                info["episode"]["r"]
+                for step in range(40)
+                for info in env.step(random_actions(env, step))[3]
+                if "episode" in info
+            ]
+        )
+    assert len(returns[0]) >= 4
+    np.testing.assert_allclose(returns[1], returns[0], atol=1e-6)
+
+
 def test_bad_actions() -> None:
     env = make(n_envs=2)
     with pytest.raises(gym.error.ResetNeeded, match="reset"):

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from sb3_trmrl.common import env_util
 from sb3_trmrl.common.env_util import fastest_vec_env, make_meta_vec_env
 from sb3_trmrl.common.evaluation import evaluate_adaptation
 from sb3_trmrl.common.vec_env import MujocoVecEnv, ProcessVecEnv, process_vec_env
-from sb3_trmrl.common.vec_env.env_worker import N_COLUMNS
+from sb3_trmrl.common.vec_env.env_worker import N_COLUMNS, check_free
 from sb3_trmrl.envs import PointRobot, TrialWrapper
 
 RAISE, HANG, EXIT, QUIT = 1, 2, 3, 4
@@ -376,6 +377,17 @@ def test_an_id_that_only_this_process_knows() -> None:
         env.close()
     finally:
         del gym.registry["OnlyHere-v0"]
+
+
+def test_too_little_shared_memory_is_told_before_a_worker_dies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr("sb3_trmrl.common.vec_env.env_worker.SHARED_MEMORY_FOLDER", "/")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage._replace(free=100))
+    with pytest.raises(OSError, match=r"needs 0 MB of shared memory.*has 0 MB left: enlarge it"):
+        ProcessVecEnv([make_slow] * 2)
+    assert not multiprocessing.active_children()
+    monkeypatch.setattr("sb3_trmrl.common.vec_env.env_worker.SHARED_MEMORY_FOLDER", "/there is none")
+    check_free(10**15)
 
 
 def test_choice_without_keywords(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,42 @@ def test_it_does_not_matter_which_vec_env_goes_on(tmp_path: Path) -> None:
     assert all(th.equal(one, two) for one, two in zip(*ends, strict=True))
 
 
+def test_a_zip_goes_on_with_other_trials_and_noise(tmp_path: Path) -> None:
+    def make() -> Any:
+        return make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
+
+    def first_actions(model: MemoryPPO) -> Any:
+        model.learn(model.num_timesteps + 20, reset_num_timesteps=model.num_timesteps == 0)
+        tasks = [state["meta_env"]["task"]["goal"] for state in model.env.env_method("get_trial_state")]  # type: ignore[union-attr]
+        return np.array(tasks), model.rollout_buffer.actions[0].copy()
+
+    model = small(make())
+    tasks, actions = first_actions(model)
+    model.save(tmp_path / "model.zip")
+    one, other = (first_actions(TrMRLPPO.load(tmp_path / "model.zip", env=make(), device="cpu")) for _ in range(2))
+    for index, first in enumerate((tasks, actions)):
+        np.testing.assert_array_equal(one[index], other[index])
+        assert not np.isclose(one[index], first).any()
+
+
+def test_what_a_monitor_copies_may_be_anything(tmp_path: Path) -> None:
+    class Odd(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            *result, info = self.env.step(action)
+            return (*result, {**info, "stats": {0: 1}, "plain": [1, {"two": 2.0}]})
+
+    env = make_meta_vec_env(
+        lambda **kwargs: Odd(make_trial_env("PointRobot-v0", horizon=4)),
+        2,
+        monitor_kwargs=dict(info_keywords=("stats", "plain")),
+    )
+    model = small(env).learn(20)
+    model.save_pretrained(tmp_path / "model")
+    loaded = sb3_trmrl.load(tmp_path / "model", device="cpu")
+    infos = loaded.ep_info_buffer
+    assert infos and all(info["plain"] == [1, {"two": 2.0}] and "stats" not in info for info in infos)
+
+
 def test_saving_a_loaded_model_again_loses_nothing(tmp_path: Path) -> None:
     env = make_meta_vec_env("PointRobot-v0", 2, seed=0, env_kwargs=dict(horizon=7))
     small(env).learn(40).save_pretrained(tmp_path / "first")

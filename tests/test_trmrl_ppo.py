@@ -436,6 +436,11 @@ def test_predict_encodes_the_window_of_each_environment():
     assert n_inner_starts > 3
 
 
+def test_infos_of_other_environments_end_no_episode():
+    infos: list[dict[str, Any]] = [{}, {"inner_episode": 3}, {"inner_episode": {}}, {"inner_episode": {"terminated": True}}]
+    assert TrMRLPPO._real_ends(infos).tolist() == [False, False, False, True]
+
+
 @pytest.mark.parametrize("image", [False, True])
 def test_memory_reset_episode_forgets_at_inner_episodes(image):
     # Trials of 2 episodes of 3 steps: the memory is emptied every 3 steps, previous action, reward and done with it

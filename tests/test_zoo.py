@@ -347,7 +347,7 @@ def test_what_is_drawn_goes_into_the_block(name, tmp_path, monkeypatch):
         assert type(model_again.policy.optimizer) is type(model.policy.optimizer)
         assert again.read_hyperparameters()[1] == saved
     # What is written down of it is read without running anything
-    assert isinstance(runs._read(Path(again.save_path), "config.yml")["policy_kwargs"], dict)
+    assert isinstance(runs._read(Path(again.save_path) / "PointRobot-v0", "config.yml")["policy_kwargs"], dict)
 
 
 def test_parameters_of_the_command_line_are_those_of_the_trial_too(tmp_path, monkeypatch):

@@ -9,12 +9,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trmrl.common.arguments import check_flags, check_integers
 from sb3_trmrl.common.evaluation import (
     AdaptationResult,
-    PredictsActions,
     check_spaces,
     evaluate_adaptation,
     make_trials,
@@ -25,27 +23,6 @@ from sb3_trmrl.common.safe_write import replace_file
 from sb3_trmrl.envs.registration import evaluation_kwargs
 
 FILE = "meta_evaluations.npz"
-
-
-class SeesNormalized:
-    """
-    An agent that was trained behind ``VecNormalize``, for environments without it.
-
-    :param agent: The agent
-    :param vec_normalize: What it was trained behind
-    """
-
-    def __init__(self, agent: PredictsActions, vec_normalize: VecNormalize):
-        self.agent, self.vec_normalize = agent, vec_normalize
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        return self.agent.predict(self.vec_normalize.normalize_obs(observation), state, episode_start, deterministic)
 
 
 class MetaEvalCallback(BaseCallback):
@@ -75,7 +52,7 @@ class MetaEvalCallback(BaseCallback):
         the id of the training environment, which must have no wrappers around it then that `gym.make` does not make
     :param env_kwargs: Keyword arguments for it, beside those of the training environment if ``env_id`` is not given
     :param deterministic: Whether actions are the mode of the policy
-    :param seed: Seed of tasks and episodes
+    :param seed: Seed of tasks and episodes; another one than what is reported has, as the best model is chosen on these
     :param save_path: Folder for the two files; None writes none
     :param verbose: 1 tells of new best models
     :param name: What stands for ``meta_eval`` in the log: several callbacks need several names. In RL Zoo, one with another
@@ -93,7 +70,7 @@ class MetaEvalCallback(BaseCallback):
         env_id: str | Callable[..., gym.Env[Any, Any]] | None = None,
         env_kwargs: dict[str, Any] | None = None,
         deterministic: bool = True,
-        seed: int = 0,
+        seed: int = 1000,
         save_path: str | Path | None = None,
         verbose: int = 0,
         name: str = "meta_eval",
@@ -176,9 +153,8 @@ class MetaEvalCallback(BaseCallback):
 
     def _evaluate(self) -> None:
         assert self.env_id is not None
-        vec_normalize = self.model.get_vec_normalize_env()
         result = evaluate_adaptation(
-            self.model if vec_normalize is None else SeesNormalized(self.model, vec_normalize),
+            self.model,
             self.env_id,
             n_tasks=self.n_tasks,
             n_episodes=self.n_episodes,

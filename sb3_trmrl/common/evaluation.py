@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 from tqdm import tqdm
 
 from sb3_trmrl.common.arguments import check_flags, check_integers, is_integer
@@ -199,6 +200,29 @@ class AdaptationResult:
         return result
 
 
+class SeesNormalized:
+    """
+    An agent that was trained behind ``VecNormalize``, for environments without it.
+
+    :param agent: The agent
+    :param vec_normalize: What it was trained behind
+    """
+
+    def __init__(self, agent: PredictsActions, vec_normalize: VecNormalize):
+        self.agent, self.vec_normalize = agent, vec_normalize
+        self.observation_space = getattr(agent, "observation_space", None)
+        self.action_space = getattr(agent, "action_space", None)
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        return self.agent.predict(self.vec_normalize.normalize_obs(observation), state, episode_start, deterministic)
+
+
 def settings_of(env_id: Any, env_kwargs: dict[str, Any], split: str | None, seed: int, deterministic: bool) -> dict[str, Any]:
     """
     :param env_id: See :func:`evaluate_adaptation`
@@ -243,7 +267,8 @@ def evaluate_adaptation(
     that it drew last). The tasks are distinct; of a family that has fewer than ``n_tasks``, each is played equally often (but
     for the remainder).
 
-    :param model: Anything with SB3's ``predict``; a function of the observations ``(n_envs, ...)``; or an agent with
+    :param model: Anything with SB3's ``predict`` (where the environment is made here, a model that has one behind
+        ``VecNormalize`` sees observations as there); a function of the observations ``(n_envs, ...)``; or an agent with
         Meta-World's ``MetaLearningAgent`` protocol, which plays ``n_episodes - 1`` episodes, adapts and is evaluated in the
         last (:class:`~sb3_trmrl.common.meta_learning_agent.AdaptingAgent` chooses other numbers). Such an agent plays all
         tasks side by side and decides itself how it acts: it takes no ``n_envs``, ``deterministic`` and ``progress_bar`` mean
@@ -302,6 +327,8 @@ def evaluate_adaptation(
                 tasks = _distinct_tasks(lambda n: vec_env.env_method("sample_tasks", n, split, indices=0)[0], n_tasks)
             return _evaluate(model, vec_env, tasks, slot_seed, deterministic, progress_bar, settings)
 
+    if isinstance(model, BaseAlgorithm) and (vec_normalize := model.get_vec_normalize_env()) is not None:
+        model = SeesNormalized(model, vec_normalize)  # what is made here is not behind it
     trial_kwargs = {**env_kwargs, "episodes_per_trial": n_episodes, "split": split}
     if tasks is None:
         family = make_trials(env_id, trial_kwargs)

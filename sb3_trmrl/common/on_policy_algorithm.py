@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_trmrl.common.arguments import check_flags, check_integers, is_number
 from sb3_trmrl.common.buffers import MemoryRolloutBuffer, TrialSliceRolloutBuffer, WorkingMemoryRolloutBuffer
 from sb3_trmrl.common.env_util import plays_trials
+from sb3_trmrl.common.evaluation import derived_seed
 from sb3_trmrl.common.onednn_linear import fast_linear
 from sb3_trmrl.common.policies import MemoryActorCriticPolicy
 from sb3_trmrl.common.save_util import PretrainedMixin
@@ -296,7 +297,11 @@ class MemoryPPO(PretrainedMixin, PPO):
                 "begin at 0, and add the start in a gymnasium.ActionWrapper around the base environment."
             )
         self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
+        # A zip that is loaded goes on: not with the training's first trials again
+        seed = self.seed
+        if seed is not None and self.num_timesteps > 0:
+            seed = derived_seed(seed, self.num_timesteps)
+        self.set_random_seed(seed)
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
         ).to(self.device)
@@ -510,7 +515,9 @@ class MemoryPPO(PretrainedMixin, PPO):
     @staticmethod
     def _real_ends(infos: list[dict[str, Any]]) -> np.ndarray:
         # Whether an episode of the trial really ended with the step, (n_envs,)
-        return np.array(["inner_episode" in info and info["inner_episode"]["terminated"] for info in infos], dtype=bool)
+        episodes = [info.get("inner_episode") for info in infos]
+        # Other environments may have such a key of their own
+        return np.array([isinstance(one, dict) and bool(one.get("terminated", False)) for one in episodes], dtype=bool)
 
     def _terminal_values(self, observations: list[Any], slots: list[int], memory_state: MemoryState) -> np.ndarray:
         # The last token never gets to the policy: the VecEnv has already reset. It continues the memory of its episode.

@@ -11,6 +11,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
+from sb3_trmrl.common.evaluation import derived_seed
+
 if TYPE_CHECKING:
     from sb3_trmrl.common.on_policy_algorithm import MemoryPPO
 
@@ -121,7 +123,6 @@ class PretrainedMixin(BaseAlgorithm):
             self.set_env(make_environment(self.saved_environment, self.observation_space, self.action_space))
         if state is None:
             return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        from sb3_trmrl.common.evaluation import derived_seed
         from sb3_trmrl.hub.training_state import restore_environment, restore_rng
 
         resumes = bool(state) and not reset_num_timesteps

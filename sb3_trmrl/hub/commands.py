@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--n-tasks", type=int, default=20, help="evaluate on so many unseen tasks for the card (0: not; default 20)"
     )
     push.add_argument("--video", type=Path, help="a video of the agent (mp4)")
-    push.add_argument("--train-command", help="command that trained it, for the card; by default the one that was recorded")
+    push.add_argument("--train-command", help="command that trained it; by default the one that was recorded, '' for none")
     push.add_argument("--without-training-state", action="store_true", help="weights only: nobody can resume training exactly")
     push.add_argument("--sb3-zip", action="store_true", help="add SB3's zip (a pickle) for huggingface_sb3 and RL Zoo")
     push.add_argument("--private", action="store_true", default=None, help="a new repository is private")

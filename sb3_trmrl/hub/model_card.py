@@ -172,7 +172,6 @@ def model_card(
     repo_id: str,
     adaptation: AdaptationResult | None = None,
     zip_name: str | None = None,
-    train_command: str | None = None,
     resumes_with: str | None = None,
 ) -> str:
     """
@@ -180,13 +179,12 @@ def model_card(
     :param repo_id: Where it is published
     :param adaptation: How it adapts; the picture of its curve lies beside the card
     :param zip_name: Name of SB3's zip beside it, if there is one
-    :param train_command: The command that trained it; by default the one in ``config.json``
     :param resumes_with: Where training goes on from, see :func:`~sb3_trmrl.hub.pretrained.resumes_with`
     :return: ``README.md``
     """
     algorithm, env_id = config["algorithm"], config["environment"]["id"]
     steps = config["training"]["num_timesteps"]
-    command = train_command or config["training"]["command"]
+    command = config["training"]["command"]
     on_env = f" on **{env_id}**" if env_id else ""
     environment = config["environment"]
     kind = "meta-reinforcement-learning agent" if has_tasks(config) else "reinforcement-learning agent with a memory"

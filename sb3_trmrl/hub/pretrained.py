@@ -240,7 +240,7 @@ def load(
     if model.saved_normalized and not _sees_normalized(model):
         warnings.warn(
             f"The model in {folder} was trained behind VecNormalize(norm_obs=True) and does not act well without: pass an env "
-            "behind VecNormalize, which gets the statistics when training goes on.",
+            "behind VecNormalize, which gets the statistics.",
             stacklevel=2,
         )
     weights = safetensors.torch.load_file(file_in(folder, WEIGHTS))
@@ -525,5 +525,8 @@ def _load_training_state(model: MemoryPPO, folder: Path) -> None:
     with _malformed(folder / STATE):
         state = state_io.join_arrays(data, safetensors.numpy.load_file(file_in(folder, STATE_ARRAYS)))
         state_io.restore_progress(model, state)
+        if model.saved_normalized and _sees_normalized(model):
+            # It acts as it did, also before training goes on
+            state_io.restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
         state_io.restore_optimizers(model, safetensors.torch.load_file(file_in(folder, OPTIMIZER)), state.pop("optimizers"))
     model.pending_training_state = state

@@ -65,7 +65,8 @@ def push_to_hub(
     :param adaptation: How it adapts, for the card; evaluated on unseen tasks if None
     :param n_eval_tasks: On how many; 0 for a card without numbers
     :param video: A video of the agent (mp4) to show
-    :param train_command: The command that trained it; by default the one that called ``learn``. Paths in it are published
+    :param train_command: The command that trained it, from now on the model's, too; by default the one that called ``learn``,
+        which is published as it was typed, with its paths and whatever secrets it holds. ``""`` publishes none
     :param training_state: Whether training can be resumed from it (three times as large)
     :param sb3_zip: Add SB3's zip for ``huggingface_sb3.load_from_hub``, and what RL Zoo wants beside it. It is a pickle
     :param private: Whether a new repository is private; by default as the owner's settings say
@@ -77,6 +78,9 @@ def push_to_hub(
     :return: Address of the commit
     :raises PretrainedError: for what can't be written as data, and if the upload breaks off
     """
+    if train_command is not None:
+        # Before anything is written: the files hold it, and not the card alone
+        model.train_command = train_command or None
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, Path(temporary) / "model", training_state)
         config = read_config(folder)
@@ -89,7 +93,7 @@ def push_to_hub(
         if adaptation is not None:
             title = str(config["environment"]["id"])
             plot_adaptation_curve({config["algorithm"]: adaptation}, folder / PICTURE, title=title)
-        card = model_card(config, repo_id, adaptation, zip_name, train_command, resumes_with(folder, config))
+        card = model_card(config, repo_id, adaptation, zip_name, resumes_with(folder, config))
         (folder / CARD).write_text(card, encoding="utf-8")
         api = HfApi(endpoint=endpoint, token=token)
         try:

@@ -5,6 +5,7 @@ context of running trials, and the state of the environments.
 It is data all the way: ``training.json`` with numbers, ``training.safetensors`` with arrays, ``optimizer.safetensors``.
 """
 
+import contextlib
 import math
 import random
 import re
@@ -125,10 +126,15 @@ def _collect_progress(model: MemoryPPO) -> State:
 
 
 def _plain(info: Any) -> Any:
-    # Monitor(info_keywords=...) copies what it is told to, which may be anything
     if not isinstance(info, dict):
         return bool(info)
-    return {key: value for key, value in info.items() if isinstance(value, (bool, int, float, str, list, dict, np.generic))}
+    plain = {}
+    for key, value in info.items():
+        # Monitor(info_keywords=...) copies what it is told to, which may be anything
+        with contextlib.suppress(NotDescribableError):
+            split_arrays({key: value}, {})
+            plain[key] = value
+    return plain
 
 
 def _collect_rng(model: MemoryPPO) -> State:
@@ -276,7 +282,7 @@ def restore_environment(model: MemoryPPO, state: State, env_is_given: bool) -> N
     """
     assert model.env is not None
     try:
-        _restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
+        restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
         rollout = state["rollout"]
         reason = _why_fresh(model, rollout, env_is_given)
         if reason is None and (state["vec_normalize"] is None) != (model.get_vec_normalize_env() is None):
@@ -290,7 +296,7 @@ def restore_environment(model: MemoryPPO, state: State, env_is_given: bool) -> N
             model._last_episode_starts = _checked(rollout["last_episode_starts"], (model.n_envs,), np.dtype(bool))
             model.rollout_buffer.set_context_state(rollout["context"])
             # VecNormalize's own reset has emptied its running returns
-            _restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
+            restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
             return
     except PretrainedError:
         raise
@@ -374,7 +380,12 @@ def _checked_observation(model: MemoryPPO, observation: Any) -> Any:
     return {key: _checked(observation[key], (model.n_envs, *part.shape), part.dtype) for key, part in parts.items()}
 
 
-def _restore_vec_normalize(env: VecNormalize | None, state: State | None) -> None:
+def restore_vec_normalize(env: VecNormalize | None, state: State | None) -> None:
+    """
+    :param env: The statistics of the training environment, if it keeps some
+    :param state: Those of the checkpoint, if there were some
+    :raises ValueError: if these are statistics of something else
+    """
     if env is None or state is None:
         return
     saved, statistics = state["statistics"], _statistics(env)
@@ -384,7 +395,9 @@ def _restore_vec_normalize(env: VecNormalize | None, state: State | None) -> Non
         for name in ("mean", "var"):
             setattr(rms, name, _checked(np.asarray(saved[key][name]), np.shape(getattr(rms, name)), np.dtype(np.float64)))
         rms.count = float(saved[key]["count"])
-    env.returns = np.array(state["returns"], np.float64).reshape(env.num_envs)
+    returns = np.array(state["returns"], np.float64)
+    if returns.shape == (env.num_envs,):  # else they are of other slots
+        env.returns = returns
 
 
 def _check_torch_state(state: Any) -> None:

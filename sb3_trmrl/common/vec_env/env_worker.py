@@ -8,6 +8,7 @@ import contextlib
 import faulthandler
 import os
 import pickle
+import shutil
 import signal
 import sys
 import traceback
@@ -34,6 +35,25 @@ COLUMN_TYPES = (float, bool, np.float64, np.float32, np.bool_)
 """Types whose values a float64 holds exactly (an int may be too large)."""
 ALIGNMENT = 64
 """Bytes of a processor's cache line, so that no two arrays share one."""
+
+
+SHARED_MEMORY_FOLDER = "/dev/shm"
+"""Where Linux keeps shared memory; other systems have no such folder."""
+
+
+def check_free(size: int) -> None:
+    """
+    :param size: Bytes of shared memory that are wanted.
+    :raises OSError: If there are fewer. Linux would hand out the addresses, and kill who writes there.
+    """
+    if not os.path.isdir(SHARED_MEMORY_FOLDER):
+        return
+    free = shutil.disk_usage(SHARED_MEMORY_FOLDER).free
+    if size > free:
+        raise OSError(
+            f"ProcessVecEnv needs {size / 1e6:.0f} MB of shared memory for the steps of its slots, {SHARED_MEMORY_FOLDER} has "
+            f"{free / 1e6:.0f} MB left: enlarge it (docker run --shm-size=1g), or take fewer slots or smaller observations."
+        )
 
 
 class Layout(NamedTuple):
@@ -103,6 +123,8 @@ class SharedArrays:
             offsets[part] = end
             size = n_envs * int(np.prod(shape)) * np.dtype(dtype).itemsize
             end += -(-size // ALIGNMENT) * ALIGNMENT
+        if name is None:
+            check_free(end)
         self._memory = SharedMemory(name, create=name is None, size=end if name is None else 0)
         arrays = {
             part: np.ndarray((n_envs, *shape), dtype, buffer=self._memory.buf, offset=offsets[part])

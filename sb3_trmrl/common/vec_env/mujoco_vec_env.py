@@ -492,9 +492,19 @@ class MujocoVecEnv(VecEnv):
         self._load_state(index)
         _, monitor, trial, _ = self._slots[index]
         self._runs[index] = trial._running
+        self._keep_rewards(self._family.horizon * trial.episodes_per_trial)
         if monitor is not None:
             rows = np.arange(self._n_steps - len(monitor.rewards), self._n_steps)
             self._reward_log[rows % len(self._reward_log), index] = monitor.rewards
+
+    def _keep_rewards(self, n_steps: int) -> None:
+        """Remember the rewards of as many steps as a trial has: more than before, if it has got more episodes."""
+        kept = len(self._reward_log)
+        if n_steps > kept:
+            steps = np.arange(max(0, self._n_steps - kept), self._n_steps)
+            log = np.zeros((n_steps, self.num_envs))
+            log[steps % n_steps] = self._reward_log[steps % kept]
+            self._reward_log = log
 
     def _require_open(self) -> None:
         if self._closed:
