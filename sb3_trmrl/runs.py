@@ -30,7 +30,8 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
 }  # fmt: skip
 """By the name that ``--algo`` takes, here and in RL Zoo: ours, SB3's, sb3-contrib's."""
 
-STATISTICS = "vecnormalize.pkl"
+STATISTICS = ("vecnormalize.pkl", "vec_normalize.pkl")
+"""Statistics of ``VecNormalize`` in RL Zoo's log folders, and as it pushes them."""
 
 
 class _ZooLoader(yaml.SafeLoader):
@@ -133,7 +134,10 @@ def learning_curves(source: str | Path) -> dict[str, LearningCurve]:
     if not folder.is_dir():
         raise ValueError(f"{str(source)!r} is no folder: give that of a run, for example logs/trmrl/HalfCheetahVel-v0_1.")
     folder = _latest_run(folder)
-    facts = _facts(folder)
+    try:
+        facts = _facts(folder)
+    except ValueError:  # nobody can tell how long the trials were
+        facts = folder
     in_training = _read_env_kwargs(facts)
     in_evaluation = _read(facts, "args.yml").get("eval_env_kwargs") or {}
     return read_learning_curves(folder, in_training.get("episodes_per_trial"), in_evaluation.get("episodes_per_trial"))
@@ -157,7 +161,7 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
     check_acts_alone(model.saved_normalized, source)
     environment = model.saved_environment or {}
     if env_id is not None and ":" in env_id:  # what the caller names may be imported
-        with contextlib.suppress(ImportError):  # gym.make will tell
+        with contextlib.suppress(ImportError, TypeError, ValueError):  # gym.make will tell
             importlib.import_module(env_id.partition(":")[0])
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
     known = environment.get("id") if environment.get("id") in gym.registry else None
@@ -220,7 +224,7 @@ def _facts(folder: Path, model: str | None = None) -> Path:
         the model's name, else the only one there, else ``folder``, where pushed models have it. There need be nothing in it.
     :raises ValueError: If there are several.
     """
-    if model is not None and (folder / model).is_dir():
+    if model is not None and (folder / model / "args.yml").is_file():
         return folder / model
     found = sorted(path.parent for path in folder.glob("*/args.yml"))
     if len(found) > 1:
@@ -254,8 +258,12 @@ def _check_no_wrappers(facts: Path) -> None:
 
 def _read_statistics(facts: Path) -> VecNormalize | None:
     """:return: What the zoo's run was trained behind, if that changed what it saw; a pickle, as the model beside it."""
-    path = facts / STATISTICS
-    if not path.is_file():
+    path = next((facts / name for name in STATISTICS if (facts / name).is_file()), None)
+    if path is None or not (facts / "args.yml").is_file():
+        if _read(facts, "config.yml").get("normalize"):
+            raise ValueError(
+                f"what was written down in {facts} was trained behind VecNormalize, whose statistics are missing."
+            )
         return None
     try:
         with path.open("rb") as file:

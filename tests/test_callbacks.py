@@ -103,7 +103,7 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     model.learn(80, callback=callback, reset_num_timesteps=False)
     assert callback.timesteps == saved()[0] == [40, 80, 120]
     np.testing.assert_array_equal(saved()[1][0], returns[0])
-    assert callback.results[0].settings["seed"] == 1000 and callback.results[0].success is not None
+    assert callback.results[0].settings["seed"] == 10_000 and callback.results[0].success is not None
     assert callback.best_mean_return == pytest.approx(saved()[1].mean(axis=(1, 2)).max(), rel=1e-12)
     # The same callback, and then a new training with it
     model.learn(40, callback=callback, reset_num_timesteps=False)
@@ -117,7 +117,7 @@ def test_a_continued_training_goes_on_with_the_file(tmp_path):
     assert callback.timesteps == saved()[0] == [40, 80, 120]
     # Other tasks, other keywords are no continuation, and nothing of what is there is lost
     others: list[tuple[dict[str, Any], str]] = [
-        (dict(seed=1), "seed was 1000 and is 1"),
+        (dict(seed=1), "seed was 10000 and is 1"),
         (dict(env_kwargs=dict(horizon=6)), "env_kwargs was {'horizon': 5} and is {'horizon': 6}"),
         (dict(n_tasks=3, n_episodes=1), "n_episodes was 2 and is 1, n_tasks was 2 and is 3"),
     ]

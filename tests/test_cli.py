@@ -25,6 +25,7 @@ from sb3_trmrl.cli.parser import make_parser
 from sb3_trmrl.cli.sources import parse_sources
 from sb3_trmrl.cli.text import no_references, to_json
 from sb3_trmrl.common.env_util import make_meta_vec_env
+from sb3_trmrl.common.logs import NoLogsError
 from sb3_trmrl.common.references import RandomAgent
 from sb3_trmrl.common.references.files import file_name
 from sb3_trmrl.runs import ALGORITHMS, learning_curves, load_run
@@ -173,8 +174,13 @@ def test_zips_beside_others_have_their_own_facts(tmp_path):
     for name in ("best.zip", "B/args.yml", "B/config.yml"):
         shutil.copy(tmp_path / name, alone)
     assert load_run(alone / "best.zip").playing_kwargs == dict(horizon=8)
+    shutil.copy(tmp_path / "A" / "vecnormalize.pkl", alone / "vec_normalize.pkl")
+    assert load_run(alone / "best.zip").vec_normalize is not None
     (alone / "args.yml").unlink()
-    assert load_run(alone / "best.zip", "trmrl").playing_kwargs == {}
+    run = load_run(alone / "best.zip", "trmrl")
+    assert run.playing_kwargs == {} and run.vec_normalize is None
+    with pytest.raises(NoLogsError):  # and not that there are several runs
+        learning_curves(tmp_path)
 
 
 def test_an_id_may_name_its_module(tmp_path):
@@ -257,6 +263,9 @@ def test_statistics_of_rewards_alone_change_nothing(normalized_run):
     assert load_run(normalized_run).vec_normalize is None
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"vecnormalize\.pkl is broken"):
+        load_run(normalized_run)
+    path.unlink()
+    with pytest.raises(ValueError, match="trained behind VecNormalize, whose statistics are missing"):
         load_run(normalized_run)
 
 

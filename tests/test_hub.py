@@ -225,6 +225,9 @@ def test_a_model_behind_statistics_is_not_published(hub: FakeHub, tmp_path: Path
         loaded = sb3_trmrl.load(tmp_path / "model", env=again, device="cpu")
     observations = np.ones((2, 5), np.float32)[:, : again.observation_space.shape[0]]  # type: ignore[index]
     np.testing.assert_array_equal(again.normalize_obs(observations), env.normalize_obs(observations))
+    model.save_pretrained(tmp_path / "weights", training_state=False)
+    with pytest.warns(UserWarning, match="without the state of its training, and so without the statistics"):
+        sb3_trmrl.load(tmp_path / "weights", env=VecNormalize(make_vec_env("CartPole-v1", 2)), device="cpu")
     more = VecNormalize(make_vec_env("CartPole-v1", 3, seed=0))  # of other slots, which learn all the same
     with pytest.warns(UserWarning, match="fresh trials"):
         sb3_trmrl.load(tmp_path / "model", env=more, device="cpu").learn(20, reset_num_timesteps=False)

@@ -383,9 +383,13 @@ def test_too_little_shared_memory_is_told_before_a_worker_dies_of_it(monkeypatch
     usage = shutil.disk_usage("/")
     monkeypatch.setattr("sb3_trmrl.common.vec_env.env_worker.SHARED_MEMORY_FOLDER", "/")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage._replace(free=100))
+    check_free(100)
     with pytest.raises(OSError, match=r"needs 0 MB of shared memory.*has 0 MB left: enlarge it"):
         ProcessVecEnv([make_slow] * 2)
     assert not multiprocessing.active_children()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage._replace(total=0, free=0))
+    check_free(10**15)
+    monkeypatch.undo()
     monkeypatch.setattr("sb3_trmrl.common.vec_env.env_worker.SHARED_MEMORY_FOLDER", "/there is none")
     check_free(10**15)
 

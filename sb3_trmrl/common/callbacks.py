@@ -70,7 +70,7 @@ class MetaEvalCallback(BaseCallback):
         env_id: str | Callable[..., gym.Env[Any, Any]] | None = None,
         env_kwargs: dict[str, Any] | None = None,
         deterministic: bool = True,
-        seed: int = 1000,
+        seed: int = 10_000,
         save_path: str | Path | None = None,
         verbose: int = 0,
         name: str = "meta_eval",

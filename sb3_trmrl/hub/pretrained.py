@@ -240,7 +240,7 @@ def load(
     if model.saved_normalized and not _sees_normalized(model):
         warnings.warn(
             f"The model in {folder} was trained behind VecNormalize(norm_obs=True) and does not act well without: pass an env "
-            "behind VecNormalize, which gets the statistics.",
+            "behind VecNormalize, which gets the statistics if they were saved (training_state=True).",
             stacklevel=2,
         )
     weights = safetensors.torch.load_file(file_in(folder, WEIGHTS))
@@ -254,6 +254,12 @@ def load(
     model.pending_training_state = {}
     if set(TRAINING_FILES) <= set(config["files"]):
         _load_training_state(model, folder)
+    elif model.saved_normalized and _sees_normalized(model):
+        warnings.warn(
+            f"{folder} was saved without the state of its training, and so without the statistics of VecNormalize: env has to "
+            "have them already (VecNormalize.load).",
+            stacklevel=2,
+        )
     return model
 
 
@@ -525,8 +531,11 @@ def _load_training_state(model: MemoryPPO, folder: Path) -> None:
     with _malformed(folder / STATE):
         state = state_io.join_arrays(data, safetensors.numpy.load_file(file_in(folder, STATE_ARRAYS)))
         state_io.restore_progress(model, state)
+        state_io.restore_optimizers(model, safetensors.torch.load_file(file_in(folder, OPTIMIZER)), state.pop("optimizers"))
         if model.saved_normalized and _sees_normalized(model):
             # It acts as it did, also before training goes on
-            state_io.restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
-        state_io.restore_optimizers(model, safetensors.torch.load_file(file_in(folder, OPTIMIZER)), state.pop("optimizers"))
+            try:
+                state_io.restore_vec_normalize(model.get_vec_normalize_env(), state["vec_normalize"])
+            except ValueError as error:
+                raise PretrainedError(f"env does not fit the statistics of the model in {folder}: {error}.") from error
     model.pending_training_state = state

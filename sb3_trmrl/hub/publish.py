@@ -65,8 +65,9 @@ def push_to_hub(
     :param adaptation: How it adapts, for the card; evaluated on unseen tasks if None
     :param n_eval_tasks: On how many; 0 for a card without numbers
     :param video: A video of the agent (mp4) to show
-    :param train_command: The command that trained it, from now on the model's, too; by default the one that called ``learn``,
-        which is published as it was typed, with its paths and whatever secrets it holds. ``""`` publishes none
+    :param train_command: The command that trained it, the model's until ``learn`` is called again; by default the one that
+        called ``learn``, which is published as it was typed, with its paths and whatever secrets it holds. ``""`` publishes
+        none
     :param training_state: Whether training can be resumed from it (three times as large)
     :param sb3_zip: Add SB3's zip for ``huggingface_sb3.load_from_hub``, and what RL Zoo wants beside it. It is a pickle
     :param private: Whether a new repository is private; by default as the owner's settings say

@@ -133,7 +133,8 @@ def _plain(info: Any) -> Any:
         # Monitor(info_keywords=...) copies what it is told to, which may be anything
         with contextlib.suppress(NotDescribableError):
             split_arrays({key: value}, {})
-            plain[key] = value
+            if not isinstance(value, np.ndarray):  # pictures, say, of a hundred trials
+                plain[key] = value
     return plain
 
 
@@ -393,7 +394,10 @@ def restore_vec_normalize(env: VecNormalize | None, state: State | None) -> None
         raise ValueError(f"VecNormalize keeps {sorted(statistics)}, the checkpoint {sorted(saved)}")
     for key, rms in statistics.items():
         for name in ("mean", "var"):
-            setattr(rms, name, _checked(np.asarray(saved[key][name]), np.shape(getattr(rms, name)), np.dtype(np.float64)))
+            value = _checked(np.asarray(saved[key][name]), np.shape(getattr(rms, name)), np.dtype(np.float64))
+            if not np.isfinite(value).all():
+                raise ValueError(f"the {name} of {key} is not finite")
+            setattr(rms, name, value)
         rms.count = float(saved[key]["count"])
     returns = np.array(state["returns"], np.float64)
     if returns.shape == (env.num_envs,):  # else they are of other slots

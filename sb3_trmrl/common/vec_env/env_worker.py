@@ -48,8 +48,8 @@ def check_free(size: int) -> None:
     """
     if not os.path.isdir(SHARED_MEMORY_FOLDER):
         return
-    free = shutil.disk_usage(SHARED_MEMORY_FOLDER).free
-    if size > free:
+    total, _, free = shutil.disk_usage(SHARED_MEMORY_FOLDER)
+    if total > 0 and size > free:  # a file system without a limit says 0
         raise OSError(
             f"ProcessVecEnv needs {size / 1e6:.0f} MB of shared memory for the steps of its slots, {SHARED_MEMORY_FOLDER} has "
             f"{free / 1e6:.0f} MB left: enlarge it (docker run --shm-size=1g), or take fewer slots or smaller observations."
