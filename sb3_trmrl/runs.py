@@ -1,7 +1,5 @@
 """Trained models wherever they lie: RL Zoo's log folders, SB3's zip files, pretrained folders, the Hugging Face Hub."""
 
-import contextlib
-import importlib
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -160,12 +158,10 @@ def _from_pretrained(source: str, env_id: str | None, device: str) -> Run:
         raise ValueError(f"there is no folder {source!r}, and the Hub does not give a model of that name: {reason}") from error
     check_acts_alone(model.saved_normalized, source)
     environment = model.saved_environment or {}
-    if env_id is not None and ":" in env_id:  # what the caller names may be imported
-        with contextlib.suppress(ImportError, TypeError, ValueError):  # gym.make will tell
-            importlib.import_module(env_id.partition(":")[0])
+    trained_on = environment.get("id")
     # Only what is registered here: gym.make imports what stands before a colon, and the file may be anybody's
-    known = environment.get("id") if environment.get("id") in gym.registry else None
-    is_played = known is not None and (env_id is None or _same_id(env_id, known))
+    known = trained_on if trained_on in gym.registry else None
+    is_played = known is not None if env_id is None else trained_on is not None and _same_id(trained_on, env_id)
     if (is_played or env_id is None) and (wrappers := wrappers_that_play(environment)):
         raise ValueError(
             f"{source} was trained in {', '.join(wrappers)}, which are not put around the environment here: register an "
@@ -258,11 +254,14 @@ def _check_no_wrappers(facts: Path) -> None:
 
 def _read_statistics(facts: Path) -> VecNormalize | None:
     """:return: What the zoo's run was trained behind, if that changed what it saw; a pickle, as the model beside it."""
+    if not (facts / "args.yml").is_file():  # it was not the zoo
+        return None
     path = next((facts / name for name in STATISTICS if (facts / name).is_file()), None)
-    if path is None or not (facts / "args.yml").is_file():
+    if path is None:
         if _read(facts, "config.yml").get("normalize"):
             raise ValueError(
-                f"what was written down in {facts} was trained behind VecNormalize, whose statistics are missing."
+                f"{facts.parent} was trained behind VecNormalize, whose statistics are not in {facts}: put its "
+                f"{STATISTICS[0]} there."
             )
         return None
     try:

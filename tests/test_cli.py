@@ -265,7 +265,9 @@ def test_statistics_of_rewards_alone_change_nothing(normalized_run):
     with pytest.raises(ValueError, match=r"vecnormalize\.pkl is broken"):
         load_run(normalized_run)
     path.unlink()
-    with pytest.raises(ValueError, match="trained behind VecNormalize, whose statistics are missing"):
+    with pytest.raises(
+        ValueError, match=r"trained behind VecNormalize, whose statistics are not in .*: put its vecnormalize\.pkl there"
+    ):
         load_run(normalized_run)
 
 
